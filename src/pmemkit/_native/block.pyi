@@ -1,0 +1,98 @@
+"""Block devices: layers of one shape over a medium, and the channel that enforces what they offer."""
+
+from typing import final
+
+from typing_extensions import Buffer
+
+from .media import Medium
+
+@final
+class Device:
+    """A stack of layers: the control handle. Frozen; layers are added on top."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def block_size_min(self) -> int: ...
+    @property
+    def block_size_preferred(self) -> int: ...
+    @property
+    def payload_size_max(self) -> int: ...
+    @property
+    def caps(self) -> frozenset[str]:
+        """Of ``write flush fua discard zero fast_zero cache extents map multi_conn``."""
+
+    def channel(self, *, read_only: bool = False) -> Channel:
+        """A handle for I/O only. Channels of one device share its latch."""
+
+    def latched(self) -> str | None:
+        """Why the device is read-only until reopened, or ``None``."""
+
+@final
+class Channel:
+    """The door: every request is checked against the device's frozen capabilities first."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def caps(self) -> frozenset[str]: ...
+    @property
+    def block_size_min(self) -> int: ...
+    @property
+    def block_size_preferred(self) -> int: ...
+    @property
+    def payload_size_max(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def readinto(self, offset: int, target: Buffer) -> int: ...
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int: ...
+    def flush(self) -> None: ...
+    def discard(self, offset: int, length: int, *, fua: bool = False) -> None: ...
+    def zero(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        fast: bool = False,
+    ) -> None: ...
+    def cache(self, offset: int, length: int) -> None: ...
+    def extents(self, offset: int, length: int) -> list[tuple[int, bool]]: ...
+
+def raw(medium: Medium, *, read_only: bool = False) -> Device:
+    """The bottom layer of mode ``raw``: the medium as it is; 8 bytes are power-fail atomic."""
+
+def noop(below: Device) -> Device:
+    """A layer that changes nothing."""
+
+def bounce(below: Device) -> Device:
+    """A layer that hides ``map``: transfers go through a buffer."""
+
+@final
+class Trace:
+    """What a trace layer saw, at most ``capacity`` entries, oldest first."""
+
+    def __init__(self, capacity: int = 65536) -> None: ...
+    def entries(self) -> list[tuple[str, int, int, int, str]]:
+        """``(op, offset, length, flags, outcome)``; ``outcome`` is ``ok`` or the error kind. Ops are
+        those of the stack plus ``map``, ``commit`` and ``extents``."""
+
+    def dropped(self) -> int:
+        """Entries that were pushed out."""
+
+def trace(below: Device, sink: Trace) -> Device: ...
+def fault(
+    below: Device,
+    *,
+    ops: str = "read,write",
+    nth: int = 1,
+    count: int = 1,
+    offset: int = 0,
+    length: int | None = None,
+    errno: int = 5,
+) -> Device:
+    """Fails matching requests: the ``nth`` op of ``ops`` that touches ``offset .. offset + length``
+    and the ``count - 1`` matching ones after it (``count=0``: all of them from then on)."""
+
+def delay(below: Device, *, ops: str = "read,write", seconds: float) -> Device:
+    """Waits before each matching op and declares these ops blocking."""

@@ -1,0 +1,127 @@
+"""Media: mapped bytes with a store, a flush and a fence.
+
+Offsets and lengths are bytes. Every call may be made from any thread and releases the GIL where it
+copies more than a page or may wait. Errors are the classes of :mod:`pmemkit.errors`.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+from typing_extensions import Buffer
+
+@final
+class Port:
+    """What the CPU offers and what was chosen from it, once, at the first use.
+
+    ``flush`` is ``clwb``, ``clflushopt``, ``clflush``, ``dc cvap``, ``dc cvac``; ``copy`` is
+    ``avx512f``, ``avx2``, ``sse2`` or ``generic``.
+    """
+
+    flush: str
+    copy: str
+    movnt_threshold: int
+    cacheline_size: int
+
+def port() -> Port:
+    """The CPU port in use, after ``PMEMKIT_NO_CLWB``, ``PMEMKIT_NO_CLFLUSHOPT``,
+    ``PMEMKIT_NO_MOVNT``, ``PMEMKIT_MOVNT_THRESHOLD``, ``PMEMKIT_AVX512F=0`` and ``PMEMKIT_AVX=0``
+    (libpmem2's ``PMEM_*`` variables, with our prefix)."""
+
+@final
+class Medium:
+    """Mapped bytes. Made by the functions below; closed when the last user drops it."""
+
+    @property
+    def region(self) -> int: ...
+    @property
+    def granularity(self) -> str:
+        """``byte``, ``cacheline`` or ``page``."""
+
+    def __len__(self) -> int: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def readinto(self, offset: int, target: Buffer) -> int: ...
+    def write(self, offset: int, data: Buffer, how: str = "auto") -> None:
+        """Stores bytes; ``how`` is ``auto``, ``cached`` or ``nontemporal``. Visible at return,
+        durable after :meth:`persist` or :meth:`sync`."""
+
+    def zero(self, offset: int, length: int) -> None: ...
+    def load_u64(self, offset: int) -> int: ...
+    def store_u64(self, offset: int, value: int) -> None:
+        """One aligned 8-byte store that power failure cannot tear. Not flushed."""
+
+    def flush(self, offset: int, length: int) -> None: ...
+    def fence(self) -> None: ...
+    def persist(self, offset: int, length: int) -> None: ...
+    def sync(self) -> None: ...
+    def punch(self, offset: int, length: int) -> bool: ...
+    def extents(self, offset: int, length: int) -> list[tuple[int, bool]]:
+        """``(length, hole)`` runs that add up to exactly ``length``."""
+
+    def resize(self, length: int) -> None: ...
+    def stats(self) -> dict[str, int]:
+        """``bytes_stored``, ``flushes``, ``fences``, ``syncs`` since the medium was made."""
+
+def map_file(
+    fd: int,
+    length: int,
+    *,
+    offset: int = 0,
+    granularity: str,
+    map_sync: bool = False,
+    read_only: bool = False,
+    resizable: bool = True,
+) -> Medium:
+    """Maps ``length`` bytes of an open file, device DAX, memfd or block device at ``offset``,
+    shared. The descriptor is duplicated. With ``map_sync`` the mapping asks for ``MAP_SYNC`` and
+    fails with ``NotSupported`` where it is not granted."""
+
+def map_sync_granted(fd: int) -> bool:
+    """True when the kernel grants a ``MAP_SYNC`` mapping of this file."""
+
+def map_anonymous(length: int, *, hugetlb: bool = False) -> Medium:
+    """Private anonymous memory (``byte``: nothing outlives the process). With ``hugetlb`` from the
+    2 MiB pool; ``NoSpace`` where that is empty."""
+
+def memfd(name: str, *, hugetlb: bool = False) -> int:
+    """A new memfd, close-on-exec; the caller owns the descriptor."""
+
+@final
+class Recording:
+    """A medium that records every store, flush, fence and sync, and yields every image that a power
+    failure could leave. See :mod:`pmemkit.testing`."""
+
+    def __init__(
+        self, length: int, *, granularity: str = "cacheline", initial: Buffer | None = None
+    ) -> None: ...
+    def medium(self) -> Medium: ...
+    def event_count(self) -> int: ...
+    def events(self) -> list[tuple[str, int, int]]:
+        """``(kind, offset, length)``: ``store``, ``store_nt``, ``flush``, ``fence``, ``sync``,
+        ``persist``, ``punch``, ``mark`` (its number in ``offset``)."""
+
+    def mark(self, number: int) -> int:
+        """Puts a mark into the log and returns its event index."""
+
+    def crash_images(
+        self,
+        event: int,
+        *,
+        limit: int = 64,
+        seed: int = 0,
+        torn_pages: bool = False,
+        only: Sequence[tuple[int, int]] | None = None,
+    ) -> list[bytes]:
+        """Images a power failure right after the first ``event`` events could leave, without
+        duplicates: all of them where there are at most ``limit``, otherwise the extremes (nothing,
+        everything pending), every image one or two units away from those, and a seeded sample.
+        ``only`` limits the choice to lines touching these ``(offset, length)`` ranges; lines
+        elsewhere keep their durable state."""
+
+    def crash_count(self, event: int) -> int:
+        """How many images there are at this point, saturating at 2^64 - 1."""
+
+    def durable_image(self, event: int) -> bytes:
+        """What is certainly on media after the first ``event`` events."""
+
+    def visible_image(self, event: int) -> bytes:
+        """What a reader of the running machine saw after the first ``event`` events."""
