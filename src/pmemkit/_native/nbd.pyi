@@ -36,7 +36,7 @@ class Connection:
         transmission_flags: int,
         map: bool = True,
         workers: int = 4,
-        poll_us: int = 20,
+        poll_us: int = 50,
     ) -> None:
         """``leftover``: bytes the client sent right behind the handshake. ``transmission_flags``:
         the 16 bits that were advertised; anything else is refused. ``allocation_context``: the id

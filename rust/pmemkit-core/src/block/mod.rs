@@ -15,6 +15,12 @@
 //!
 //! What this does not do: negotiate, buffer, know any protocol.
 
+mod channel;
+mod layers;
+mod raw;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use bitflags::bitflags;
@@ -23,6 +29,10 @@ use crate::error::Result;
 pub use crate::media::Extent;
 use crate::media::Medium;
 use crate::sg::Sg;
+
+pub use channel::{Channel, Latch, Stack};
+pub use layers::{Bounce, Delay, Fault, FaultRule, Noop, Trace, TraceEntry, TraceLog};
+pub use raw::{Raw, PAYLOAD_SIZE_MAX};
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -199,4 +209,17 @@ pub trait Device: Send + Sync {
 /// The next layer of a wrapper that forwards; the bottom layer overrides what would come here.
 fn below(next: Option<&Arc<dyn Device>>) -> &Arc<dyn Device> {
     next.expect("the bottom layer of a stack implements every method")
+}
+
+/// True in a build with planted faults when the environment asks for this one: the durability step
+/// of that name is then left out. A normal build has no such switch.
+#[cfg(feature = "planted-faults")]
+fn planted(step: &str) -> bool {
+    static STEP: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    STEP.get_or_init(|| std::env::var("PMEMKIT_PLANT").ok()).as_deref() == Some(step)
+}
+
+#[cfg(not(feature = "planted-faults"))]
+const fn planted(_step: &str) -> bool {
+    false
 }

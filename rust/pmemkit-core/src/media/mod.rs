@@ -19,10 +19,20 @@
 //!
 //! What this does not do: retry, cache, count sectors, know about block devices.
 
+mod guard;
+mod mapped;
+pub mod port;
+mod stats;
+mod sys;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::error::{Error, Kind, Result};
 use crate::sg::{RegionId, Segment};
+
+pub use mapped::{map_sync_granted, FileOptions, Mapped};
+pub use stats::Stats;
+pub use sys::memfd;
 
 /// How much the platform must be told before a store is durable; the finest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +152,11 @@ pub trait Medium: Send + Sync {
 
     /// Grows or shrinks the medium and its backing to `len` bytes.
     fn resize(&self, len: u64) -> Result<()>;
+
+    /// What was done to the medium since it was made; zeroes where nobody counts.
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
 
     /// True when the medium has no bytes.
     fn is_empty(&self) -> bool {

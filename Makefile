@@ -1,0 +1,109 @@
+# Build, gate and benchmarks. `make help` lists the targets.
+#
+# PYTHON is any interpreter >= 3.11; everything Python is installed into .venv. Suites are run by
+# tools/suites.py as NAME:BUDGET_SECONDS:COMMAND, which stops each one at three times its budget.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+PYTHON ?= python3
+SECONDS_EACH ?= 60
+SUITE ?= nbd
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMP := $(VENV)/.installed
+SUITES := $(PY) tools/suites.py
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help build planted peers-demo peers-test peers-bench demo test check bench fuzz soak clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+# --- build ---------------------------------------------------------------------------------------
+
+# A virtual environment without ensurepip (Debian without python3-venv) is filled by the pip outside.
+$(STAMP): pyproject.toml tools/requirements.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "make: PYTHON=$(PYTHON) is older than 3.11" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
+	mkdir -p build
+	$(PY) tools/requirements.py > build/requirements.txt
+	if $(PY) -m pip --version > /dev/null 2>&1; then \
+	    pip="$(PY) -m pip"; else pip="$(PYTHON) -m pip --python $(PY)"; fi; \
+	$$pip install --quiet --requirement build/requirements.txt; \
+	$$pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+build: $(STAMP) ## virtual environment and release build of the Rust core
+	PYTHON=$(CURDIR)/$(PY) tools/build-native
+
+planted: $(STAMP) ## the core with planted durability faults, under build/planted
+	PYTHON=$(CURDIR)/$(PY) tools/build-native --planted
+
+# --- what a user sees ----------------------------------------------------------------------------
+
+peers-demo peers-test peers-bench: peers-%:
+	@$(PYTHON) tools/peers.py install --for $*
+
+demo: peers-demo build ## an image, a file system on it, real clients, every byte compared
+	$(PY) tools/demo.py $(ARGS)
+
+bench: peers-bench build ## make bench SUITE=nbd|medium [ARGS=--quick]
+	mkdir -p build/bench
+	$(PY) -m pmemkit.bench.$(SUITE) --json build/bench/$(SUITE).json $(ARGS)
+
+# --- the gate ------------------------------------------------------------------------------------
+
+CARGO_TEST := cargo test --quiet --locked --package pmemkit-core
+STUBTEST := $(PY) -m mypy.stubtest pmemkit._native --allowlist tools/stubtest-allowlist.txt \
+    --mypy-config-file pyproject.toml
+
+test: peers-test build ## everything, with every peer there is
+	$(SUITES) \
+	    'rust:90:$(CARGO_TEST)' \
+	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
+	    'python:300:$(PY) -m pytest -q' \
+	    'fuzz proof:40:tools/fuzz prove' \
+	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
+	    'fuzz connection:40:tools/fuzz run connection 20' \
+	    'fuzz options:40:$(PY) fuzz/options_fuzz.py --seconds 20'
+
+check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit tests
+	$(SUITES) \
+	    'rustfmt:10:cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check' \
+	    'clippy:60:cargo clippy --quiet --locked --workspace --all-targets -- -D warnings' \
+	    'ruff format:10:$(BIN)/ruff format --check src tests tools fuzz' \
+	    'ruff:10:$(BIN)/ruff check src tests tools fuzz' \
+	    'mypy:60:$(BIN)/mypy && $(BIN)/mypy --explicit-package-bases tools/*.py' \
+	    'stubtest:30:$(STUBTEST)' \
+	    'tidy:20:$(PY) tools/tidy.py' \
+	    'rust units:90:$(CARGO_TEST)' \
+	    'python units:120:$(PY) -m pytest -q -m "not peer and not soak"'
+
+fuzz: $(STAMP) ## the fuzzers, SECONDS_EACH=60 each
+	$(SUITES) --patience 2 \
+	    'fuzz request parser:$(SECONDS_EACH):tools/fuzz run request_parser $(SECONDS_EACH)' \
+	    'fuzz connection:$(SECONDS_EACH):tools/fuzz run connection $(SECONDS_EACH)' \
+	    'fuzz options:$(SECONDS_EACH):$(PY) fuzz/options_fuzz.py --seconds $(SECONDS_EACH)'
+
+soak: peers-test build planted ## full counts and 600 s of each fuzzer; output kept in docs/evidence
+	mkdir -p docs/evidence
+	PMEMKIT_SOAK=1 $(SUITES) \
+	    'rust:300:$(CARGO_TEST) --release' \
+	    'python:3600:$(PY) -m pytest -q --timeout 3600' \
+	    'fuzz request parser:700:tools/fuzz run request_parser 600' \
+	    'fuzz connection:700:tools/fuzz run connection 600' \
+	    'fuzz options:700:$(PY) fuzz/options_fuzz.py --seconds 600' \
+	    2>&1 | tee docs/evidence/soak.txt
+
+clean: ## everything that was built
+	rm -rf build target fuzz/target $(VENV) src/pmemkit/_native.abi3.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests tools fuzz -name __pycache__ -type d -prune -exec rm -rf {} +
