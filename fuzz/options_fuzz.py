@@ -46,6 +46,7 @@ class MemoryChannel:
         self.heard = bytearray()
 
     async def read_exactly(self, size: int) -> bytes:
+        """The next ``size`` bytes, or the end."""
         left = len(self.said) - self.at
         if size > left:
             raise EndOfStream(left, size)
@@ -53,15 +54,19 @@ class MemoryChannel:
         return self.said[self.at - size : self.at]
 
     async def skip(self, size: int) -> None:
+        """Drops bytes."""
         await self.read_exactly(size)
 
     async def write(self, data: bytes) -> None:
+        """Keeps what the server said."""
         self.heard += data
 
     def leftover(self) -> bytes:
+        """What was not read."""
         return self.said[self.at :]
 
     def detach(self) -> Any:
+        """Never called here."""
         raise AssertionError("a handshake does not detach")
 
 
@@ -69,6 +74,7 @@ class Source:
     """A device that only says what it is."""
 
     def channel(self, *, read_only: bool = False) -> Any:
+        """What it offers."""
         caps = {"multi_conn"} if read_only else {"write", "flush", "fua", "zero", "fast_zero"}
         return SimpleNamespace(
             size=1 << 30,

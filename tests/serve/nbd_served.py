@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,15 +66,17 @@ def serve_image(
     *,
     size: int = 16 * MIB,
     layer: Callable[[Any], Any] | None = None,
+    more: Iterable[Export] = (),
     **options: Any,
 ) -> Iterator[Served]:
-    """Exports ``disk`` and ``frozen`` (the same device, read-only) at a Unix socket."""
+    """Exports ``disk``, ``frozen`` (the same device, read-only), and ``more`` at a Unix socket."""
     image, place = directory / "image", directory / "nbd.sock"
     device = file_device(image, size)
     device = device if layer is None else layer(device)
     exports = [
         Export("disk", device, description="a disk of the tests"),
         Export("frozen", device, read_only=True),
+        *more,
     ]
     events: list[Any] = []
     with serve_in_thread(exports, unix=place, on_event=events.append, **options) as running:

@@ -4,6 +4,7 @@
 //! of one shape), [`nbd`] (requests from a socket, batched). Each module opens with what it is, its
 //! invariants and what it does not do.
 
+pub mod bench;
 pub mod block;
 pub mod error;
 pub mod media;

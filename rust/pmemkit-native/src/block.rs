@@ -9,7 +9,7 @@ use pmemkit_core::sg::Sg;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyFrozenSet};
 
-use crate::buffer::Held;
+use crate::buffer::{Bytes, Held};
 use crate::error::to_py;
 use crate::media::Medium;
 
@@ -112,6 +112,7 @@ impl Device {
 /// A handle for I/O.
 #[pyclass(frozen, module = "pmemkit._native.block")]
 pub struct Channel {
+    /// The core's channel.
     pub inner: core::Channel,
 }
 
@@ -180,28 +181,28 @@ impl Channel {
         cap_set(py, self.inner.info().caps)
     }
 
-    fn read<'py>(&self, py: Python<'py>, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
-        self.check(offset, length)?;
-        let length = usize::try_from(length)?;
+    fn read<'py>(&self, py: Python<'py>, offset: Bytes, length: Bytes) -> PyResult<Bound<'py, PyBytes>> {
+        self.check(offset.0, length.0)?;
+        let length = usize::try_from(length.0)?;
         PyBytes::new_with(py, length, |target| {
             let held = Held::borrowed(target);
-            run(py, held.len(), || self.transfer(Op::Read, offset, &held, Flags::empty()))
+            run(py, held.len(), || self.transfer(Op::Read, offset.0, &held, Flags::empty()))
         })
     }
 
-    fn readinto(&self, py: Python<'_>, offset: u64, target: &Bound<'_, PyAny>) -> PyResult<u64> {
+    fn readinto(&self, py: Python<'_>, offset: Bytes, target: &Bound<'_, PyAny>) -> PyResult<u64> {
         let held = Held::new(target, true)?;
-        run(py, held.len(), || self.transfer(Op::Read, offset, &held, Flags::empty()))?;
+        run(py, held.len(), || self.transfer(Op::Read, offset.0, &held, Flags::empty()))?;
         Ok(held.len())
     }
 
     #[pyo3(signature = (offset, data, *, fua = false))]
-    fn write(&self, py: Python<'_>, offset: u64, data: &Bound<'_, PyAny>, fua: bool) -> PyResult<u64> {
+    fn write(&self, py: Python<'_>, offset: Bytes, data: &Bound<'_, PyAny>, fua: bool) -> PyResult<u64> {
         let held = Held::new(data, false)?;
         let (flags, len) = (flags_of(fua, false, false), held.len());
         let waits = self.inner.blocks(Op::Write, flags);
         let weight = if waits { u64::MAX } else { len };
-        run(py, weight, || self.transfer(Op::Write, offset, &held, flags))?;
+        run(py, weight, || self.transfer(Op::Write, offset.0, &held, flags))?;
         Ok(len)
     }
 
@@ -210,29 +211,29 @@ impl Channel {
     }
 
     #[pyo3(signature = (offset, length, *, fua = false))]
-    fn discard(&self, py: Python<'_>, offset: u64, length: u64, fua: bool) -> PyResult<()> {
-        self.ranged(py, Op::Discard, offset, length, flags_of(fua, false, false))
+    fn discard(&self, py: Python<'_>, offset: Bytes, length: Bytes, fua: bool) -> PyResult<()> {
+        self.ranged(py, Op::Discard, offset.0, length.0, flags_of(fua, false, false))
     }
 
     #[pyo3(signature = (offset, length, *, fua = false, no_hole = false, fast = false))]
     fn zero(
         &self,
         py: Python<'_>,
-        offset: u64,
-        length: u64,
+        offset: Bytes,
+        length: Bytes,
         fua: bool,
         no_hole: bool,
         fast: bool,
     ) -> PyResult<()> {
-        self.ranged(py, Op::Zero, offset, length, flags_of(fua, no_hole, fast))
+        self.ranged(py, Op::Zero, offset.0, length.0, flags_of(fua, no_hole, fast))
     }
 
-    fn cache(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
-        self.ranged(py, Op::Cache, offset, length, Flags::empty())
+    fn cache(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
+        self.ranged(py, Op::Cache, offset.0, length.0, Flags::empty())
     }
 
-    fn extents(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<Vec<(u64, bool)>> {
-        let extents = py.detach(|| self.inner.extents(offset, length)).map_err(to_py)?;
+    fn extents(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<Vec<(u64, bool)>> {
+        let extents = py.detach(|| self.inner.extents(offset.0, length.0)).map_err(to_py)?;
         Ok(extents.into_iter().map(|extent| (extent.len, extent.hole)).collect())
     }
 }
@@ -261,6 +262,7 @@ impl Trace {
     }
 }
 
+/// The submodule `block`.
 #[pymodule]
 pub mod block {
     use super::*;

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 
 use pmemkit_core::error::{Error, Kind};
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 
 use crate::error::to_py;
@@ -71,4 +72,24 @@ impl Address {
 
 fn refuse(text: String) -> PyErr {
     to_py(Error::new(Kind::Invalid, "buffer", text))
+}
+
+/// An offset or length from Python: a whole number of bytes from 0 to 2^64 - 1. Anything else that is
+/// an integer is out of range, and says so with its value.
+#[derive(Clone, Copy)]
+pub struct Bytes(pub u64);
+
+impl<'py> FromPyObject<'_, 'py> for Bytes {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        match object.extract::<u64>() {
+            Ok(value) => Ok(Bytes(value)),
+            Err(cause) if cause.is_instance_of::<PyOverflowError>(object.py()) => {
+                let text = format!("{} is not between 0 and 2^64 - 1", *object);
+                Err(to_py(Error::new(Kind::OutOfRange, "argument", text)))
+            }
+            Err(cause) => Err(cause),
+        }
+    }
 }

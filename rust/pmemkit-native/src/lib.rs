@@ -12,6 +12,7 @@ mod recording;
 
 use pyo3::prelude::*;
 
+/// The extension module.
 #[pymodule]
 mod _native {
     use pyo3::prelude::*;

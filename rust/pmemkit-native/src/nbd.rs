@@ -96,6 +96,7 @@ fn duplicate(fd: i32) -> PyResult<std::os::fd::OwnedFd> {
     })
 }
 
+/// The submodule `nbd`.
 #[pymodule]
 pub mod nbd {
     #[pymodule_export]

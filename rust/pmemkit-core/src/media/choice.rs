@@ -3,14 +3,15 @@
 //! Invariants:
 //! 1. Choice 0 of a unit is "nothing of it", its last choice is "all of it". In between, each
 //!    choice is a prefix of whole steps followed by a non-empty subset of the words of the next.
-//! 2. A step has at most eight words, so a unit's choices are `1 + sum(2^words - 1)`.
+//! 2. A step has at most eight words, so a unit's choices are `1 + sum(2^words - 1)`; a page of a
+//!    hole counts as one word.
 //! 3. The combinations tried depend on the units, the limit and the seed only.
 //!
 //! What this does not do: know what a unit is, or what its words hold.
 
 use smallvec::SmallVec;
 
-use super::crash::Step;
+use super::crash::{Step, StepKind};
 
 /// What may or may not be on media, in the order in which it got or gets there.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +68,9 @@ impl Unit {
 
 /// How many non-empty subsets the words of a step have; the largest mask is the whole step.
 fn subsets(step: &Step) -> u64 {
+    if step.kind == StepKind::Hole {
+        return 1;
+    }
     debug_assert!(step.pieces.len() <= 8);
     (1 << step.pieces.len()) - 1
 }
@@ -159,8 +163,7 @@ impl<E, F: FnMut(&[u64]) -> Result<bool, E>> Walk<'_, F> {
             if self.found >= limit {
                 return Ok(());
             }
-            let mut choices =
-                if everything { self.last.clone() } else { vec![0; self.last.len()] };
+            let mut choices = if everything { self.last.clone() } else { vec![0; self.last.len()] };
             for unit in units {
                 choices[*unit] = self.last[*unit] - choices[*unit];
             }

@@ -19,9 +19,12 @@
 //!
 //! What this does not do: retry, cache, count sectors, know about block devices.
 
+mod choice;
+pub mod crash;
 mod guard;
 mod mapped;
 pub mod port;
+pub mod recording;
 mod stats;
 mod sys;
 

@@ -16,6 +16,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use smallvec::SmallVec;
+
 use super::parse::{
     Accepted, Command, Errno, Header, Session, EXTENTS_MAX, REQUEST_SIZE, SKIP_SIZE_MAX,
 };
@@ -127,7 +129,9 @@ impl Shared {
             return Ok(());
         }
         let _sending = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        batch.send(self.socket.as_fd()).map_err(End::System)
+        let mended = batch.send(self.socket.as_fd(), &self.media).map_err(End::System)?;
+        Totals::add(&self.totals.errors, mended);
+        Ok(())
     }
 
     /// The address of a mapped segment, for the kernel.
@@ -198,18 +202,14 @@ impl Shared {
         let mut segments = Sg::new();
         let nothing = Sg::new();
         self.channel.map(&request_of(accepted, Op::Read, &nothing), &mut segments)?;
-        // Every address is known before the header says success.
-        let mut first = std::ptr::null_mut();
-        for (index, segment) in segments.segments().iter().enumerate() {
-            let address = self.address(segment)?;
-            if index == 0 {
-                first = address;
-            }
+        let mut addresses: SmallVec<[*mut u8; 2]> = SmallVec::new();
+        for segment in segments.segments() {
+            addresses.push(self.address(segment)?);
         }
+        // Nothing can be refused any more: every address is known.
         batch.read_head(header.cookie, self.session.structured, header.offset, header.len);
-        for (index, segment) in segments.segments().iter().enumerate() {
-            let address = if index == 0 { first } else { self.address(segment)? };
-            batch.read_mapped(address, segment.len as usize);
+        for (segment, address) in segments.segments().iter().zip(addresses) {
+            batch.read_mapped(address, *segment);
         }
         Totals::add(&self.totals.direct_bytes, u64::from(header.len));
         Ok(())

@@ -6,14 +6,18 @@
 //! 2. Replies leave in the order they were added, none interleaved with another's bytes: whoever
 //!    sends holds the connection's send lock.
 //! 3. When the kernel cannot read a mapped payload (the file was truncated), no made-up byte is
-//!    sent: the send fails and the connection ends.
+//!    sent: a reply of which nothing left yet becomes an I/O error; one that was begun ends the
+//!    connection.
 //!
 //! What this does not do: decide what to answer.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::parse::{Errno, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
 use super::sys::{self, Io};
+use crate::media::Medium;
+use crate::sg::Segment;
 
 const CHUNK_DONE: u16 = 1;
 const CHUNK_NONE: u16 = 0;
@@ -23,17 +27,25 @@ const CHUNK_ERROR: u16 = 0x8001;
 
 /// Room for the headers of a batch; a batch is sent before it overflows.
 const HEADS_SIZE: usize = 32 << 10;
-/// The longest header of a reply with payload: structured, with its offset.
-const HEAD_SIZE_MAX: usize = 28;
+/// The header of a simple reply.
+const SIMPLE_HEAD_SIZE: usize = 16;
+/// The header of a structured reply to a read, with its offset: the longest of a reply.
+const STRUCTURED_HEAD_SIZE: usize = 28;
+/// Payload buffers kept for the next batch.
+const SPARE_BUFFERS_MAX: usize = 64;
+/// The largest buffer that is kept.
+const SPARE_SIZE_MAX: usize = 1 << 20;
 /// Replies of a batch, at most: two ranges each stay well below the kernel's limit of 1024.
 const REPLIES_MAX: usize = 256;
 
 /// One piece of a batch.
+#[derive(Clone, Copy)]
 enum Part {
     /// A range of `heads`.
     Head { start: usize, len: usize },
-    /// Mapped bytes.
-    Mapped { data: *mut u8, len: usize },
+    /// Mapped bytes, where they are, and how long the header is that ends the part before; 0 where
+    /// that part is payload of the same reply.
+    Mapped { data: *mut u8, segment: Segment, head_len: usize },
     /// A whole buffer of `owned`.
     Owned { index: usize, len: usize },
 }
@@ -47,6 +59,7 @@ pub struct Batch {
     iov: Vec<libc::iovec>,
     payload: usize,
     replies: usize,
+    last_head_len: usize,
 }
 
 // SAFETY: the raw pointers of `Part::Mapped` and `iov` name bytes of media that outlive the
@@ -64,6 +77,7 @@ impl Batch {
             iov: Vec::new(),
             payload: 0,
             replies: 0,
+            last_head_len: 0,
         }
     }
 
@@ -84,7 +98,7 @@ impl Batch {
 
     /// True when no further reply should be added before sending.
     pub fn is_full(&self) -> bool {
-        self.replies >= REPLIES_MAX || self.heads.len() + 4 * HEAD_SIZE_MAX > HEADS_SIZE
+        self.replies >= REPLIES_MAX || self.heads.len() + 4 * STRUCTURED_HEAD_SIZE > HEADS_SIZE
     }
 
     /// A buffer for `len` payload bytes, to be handed back through [`Batch::read_owned`].
@@ -117,6 +131,7 @@ impl Batch {
 
     /// The header of a successful read of `len` bytes; the payload must follow.
     pub fn read_head(&mut self, cookie: u64, structured: bool, offset: u64, len: u32) {
+        self.last_head_len = if structured { STRUCTURED_HEAD_SIZE } else { SIMPLE_HEAD_SIZE };
         self.head(|heads| {
             if structured {
                 chunk(heads, CHUNK_DONE, CHUNK_OFFSET_DATA, cookie, 8 + u64::from(len));
@@ -130,8 +145,13 @@ impl Batch {
     }
 
     /// Mapped payload that belongs to the header before it.
-    pub fn read_mapped(&mut self, data: *mut u8, len: usize) {
-        self.parts.push(Part::Mapped { data, len });
+    pub fn read_mapped(&mut self, data: *mut u8, segment: Segment) {
+        let head_len = match self.parts.last() {
+            Some(Part::Head { .. }) => self.last_head_len,
+            // A later segment of the same reply: its header has no error to become any more.
+            _ => 0,
+        };
+        self.parts.push(Part::Mapped { data, segment, head_len });
     }
 
     /// Buffered payload that belongs to the header before it.
@@ -165,21 +185,10 @@ impl Batch {
         }
     }
 
-    /// Sends everything and empties the batch. The caller holds the send lock.
-    pub fn send(&mut self, fd: BorrowedFd<'_>) -> Result<(), i32> {
-        self.iov.clear();
-        for part in &self.parts {
-            let (data, len) = match part {
-                // SAFETY: the range lies inside `heads`, which does not change before the send.
-                Part::Head { start, len } => (unsafe { self.heads.as_ptr().add(*start) }, *len),
-                Part::Mapped { data, len } => (data.cast_const(), *len),
-                Part::Owned { index, len } => (self.owned[*index].as_ptr(), *len),
-            };
-            if len > 0 {
-                self.iov.push(libc::iovec { iov_base: data.cast_mut().cast(), iov_len: len });
-            }
-        }
-        let result = send_all(fd, &mut self.iov);
+    /// Sends everything and empties the batch; returns how many replies had to become errors. The
+    /// caller holds the send lock; `media` are those that mapped payload lies on.
+    pub fn send(&mut self, fd: BorrowedFd<'_>, media: &[Arc<dyn Medium>]) -> Result<u64, i32> {
+        let result = self.send_all(fd, media);
         self.heads.clear();
         self.parts.clear();
         self.iov.clear();
@@ -187,38 +196,119 @@ impl Batch {
         self.replies = 0;
         for buffer in self.owned.drain(..) {
             // Keep a few ordinary buffers for the next batch, not a rare huge one.
-            if self.spare.len() < 64 && buffer.capacity() <= 1 << 20 {
+            if self.spare.len() < SPARE_BUFFERS_MAX && buffer.capacity() <= SPARE_SIZE_MAX {
                 self.spare.push(buffer);
             }
         }
         result
     }
-}
 
-/// Sends all ranges, however many calls that takes.
-fn send_all(fd: BorrowedFd<'_>, iov: &mut [libc::iovec]) -> Result<(), i32> {
-    let mut first = 0;
-    while first < iov.len() {
-        // SAFETY: the batch that built the list keeps its ranges in place.
-        match unsafe { sys::send(fd, &mut iov[first..]) } {
-            Io::Moved(mut moved) => {
-                while first < iov.len() && moved >= iov[first].iov_len {
-                    moved -= iov[first].iov_len;
-                    first += 1;
+    /// Sends all parts, however many calls that takes.
+    fn send_all(&mut self, fd: BorrowedFd<'_>, media: &[Arc<dyn Medium>]) -> Result<u64, i32> {
+        let mut mended = 0;
+        self.point();
+        let mut first = 0;
+        while first < self.iov.len() {
+            // SAFETY: the parts stay in place until `send` returns.
+            match unsafe { sys::send(fd, &mut self.iov[first..]) } {
+                Io::Moved(moved) => first = self.advance(first, moved),
+                Io::Fault => {
+                    mended += self.mend(first, media)?;
                 }
-                if moved > 0 {
-                    let part = &mut iov[first];
-                    // SAFETY: `moved` is less than the range's length here.
-                    part.iov_base = unsafe { part.iov_base.cast::<u8>().add(moved) }.cast();
-                    part.iov_len -= moved;
-                }
+                Io::WouldBlock => return Err(libc::EAGAIN),
+                Io::Failed(errno) => return Err(errno),
             }
-            Io::Fault => return Err(libc::EFAULT),
-            Io::WouldBlock => return Err(libc::EAGAIN),
-            Io::Failed(errno) => return Err(errno),
+        }
+        Ok(mended)
+    }
+
+    /// Builds the list of ranges, one a part.
+    fn point(&mut self) {
+        self.iov.clear();
+        for part in &self.parts {
+            let (data, len) = match part {
+                // SAFETY: the range lies inside `heads`, which does not change before the send.
+                Part::Head { start, len } => (unsafe { self.heads.as_ptr().add(*start) }, *len),
+                Part::Mapped { data, segment, .. } => (data.cast_const(), segment.len as usize),
+                Part::Owned { index, len } => (self.owned[*index].as_ptr(), *len),
+            };
+            self.iov.push(libc::iovec { iov_base: data.cast_mut().cast(), iov_len: len });
         }
     }
-    Ok(())
+
+    /// Takes `moved` sent bytes off the list; returns the first range with something left.
+    fn advance(&mut self, mut first: usize, mut moved: usize) -> usize {
+        while first < self.iov.len() && moved >= self.iov[first].iov_len {
+            moved -= self.iov[first].iov_len;
+            first += 1;
+        }
+        if moved > 0 {
+            let part = &mut self.iov[first];
+            // SAFETY: `moved` is less than the range's length here.
+            part.iov_base = unsafe { part.iov_base.cast::<u8>().add(moved) }.cast();
+            part.iov_len -= moved;
+        }
+        first
+    }
+
+    /// Turns the unsent replies whose media cannot be read into I/O errors.
+    fn mend(&mut self, first: usize, media: &[Arc<dyn Medium>]) -> Result<u64, i32> {
+        let mut mended = 0;
+        for index in first..self.parts.len() {
+            let Part::Mapped { segment, head_len, .. } = self.parts[index] else { continue };
+            if self.iov[index].iov_len == 0 || readable(&segment, media) {
+                continue;
+            }
+            // The header is the tail of the part before; it must be unsent to the last byte.
+            if head_len == 0 || index == first || self.iov[index - 1].iov_len < head_len {
+                return Err(libc::EFAULT);
+            }
+            let Part::Head { start, len } = self.parts[index - 1] else {
+                return Err(libc::EFAULT);
+            };
+            into_error(&mut self.heads[start + len - head_len..start + len]);
+            self.iov[index].iov_len = 0;
+            mended += 1;
+        }
+        if mended == 0 {
+            // Readable for us, not for the kernel, just now: nothing to mend, nothing to trust.
+            return Err(libc::EFAULT);
+        }
+        Ok(mended)
+    }
+}
+
+/// True when every byte of a segment can be loaded.
+fn readable(segment: &Segment, media: &[Arc<dyn Medium>]) -> bool {
+    let Some(medium) = media.iter().find(|medium| medium.region() == segment.region) else {
+        return false;
+    };
+    let mut scratch = [0u8; 16 << 10];
+    let mut done = 0;
+    while done < segment.len {
+        let len = (segment.len - done).min(scratch.len() as u64);
+        // SAFETY: the target is a local of at least `len` bytes.
+        if unsafe { medium.load(segment.at() + done, scratch.as_mut_ptr(), len) }.is_err() {
+            return false;
+        }
+        done += len;
+    }
+    true
+}
+
+/// Rewrites the header of a successful read into an I/O error of the same length.
+fn into_error(head: &mut [u8]) {
+    let errno = (Errno::Io as u32).to_be_bytes();
+    if head.len() == SIMPLE_HEAD_SIZE {
+        head[4..8].copy_from_slice(&errno);
+        return;
+    }
+    // A structured header is followed by an 8-byte offset: room for errno, length and a word.
+    head[4..6].copy_from_slice(&CHUNK_DONE.to_be_bytes());
+    head[6..8].copy_from_slice(&CHUNK_ERROR.to_be_bytes());
+    head[16..20].copy_from_slice(&8u32.to_be_bytes());
+    head[20..24].copy_from_slice(&errno);
+    head[24..28].copy_from_slice(b"\0\x02IO");
 }
 
 fn simple(heads: &mut Vec<u8>, errno: u32, cookie: u64) {

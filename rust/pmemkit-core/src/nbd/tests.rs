@@ -1,6 +1,7 @@
 //! A connection against a client written byte by byte, over a socket pair.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use super::parse::{cmd, tx, Session, REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
 use super::{Connection, Options, ServeResult};
 use crate::block::{Bounce, Delay, Fault, FaultRule, OpSet, Raw, Stack};
-use crate::media::Mapped;
+use crate::media::{FileOptions, Granularity, Mapped};
 
 const SIZE: u64 = 8 << 20;
 const ALL_FLAGS: u16 = 1
@@ -253,5 +254,51 @@ fn a_media_error_latches_and_is_told_with_the_right_number() {
     assert_eq!(client.reply(), (2, 1));
     client.send(&request(0, 3, 3, 0, 0));
     assert_eq!(client.reply(), (3, 5));
+    client.disconnect();
+}
+
+/// A file of one MiB that is then cut to `kept` bytes under a connected client.
+fn truncated(structured: bool, kept: u64) -> Client {
+    let path = std::env::temp_dir().join(format!("pmemkit-cut-{}-{kept}", std::process::id()));
+    let mut options = std::fs::File::options();
+    let file = options.create_new(true).read(true).write(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let options = FileOptions::new(Granularity::Page);
+    let medium = Mapped::file(file.as_fd(), 1 << 20, options).unwrap();
+    let stack = Stack::new(Arc::new(Raw::new(Arc::new(medium), false)));
+    let client = connect(&stack, structured, Vec::new());
+    file.set_len(kept).unwrap();
+    client
+}
+
+#[test]
+fn reads_of_a_truncated_file_are_io_errors_and_the_others_go_on() {
+    let mut client = truncated(false, 8192);
+    let reads = [
+        request(0, 0, 1, 0, 4096),
+        request(0, 0, 2, 65536, 4096),
+        request(0, 0, 3, 4096, 4096),
+        request(0, 0, 4, 4096, 8192),
+    ];
+    client.send(&reads.concat());
+    assert_eq!(client.reply(), (1, 0));
+    assert_eq!(client.take(4096), [0; 4096]);
+    assert_eq!(client.reply(), (2, 5));
+    assert_eq!(client.reply(), (3, 0));
+    assert_eq!(client.take(4096), [0; 4096]);
+    assert_eq!(client.reply(), (4, 5));
+    client.send(&write_request(5, 65536, &pattern(200_000, 1)));
+    assert_eq!(client.reply(), (5, 5));
+    assert_eq!(client.disconnect().errors, 3);
+}
+
+#[test]
+fn a_structured_read_of_a_truncated_file_is_an_error_chunk() {
+    let mut client = truncated(true, 0);
+    client.send(&request(0, 0, 1, 0, 4096));
+    let (flags, kind, cookie, data) = client.chunk();
+    assert_eq!((flags, kind, cookie), (1, 0x8001, 1));
+    assert_eq!(data, [0, 0, 0, 5, 0, 2, b'I', b'O']);
     client.disconnect();
 }

@@ -1,0 +1,237 @@
+//! Glue for `pmemkit_core::media`. Documentation: `_native/media.pyi`.
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+
+use pmemkit_core::error::{Error, Kind, Result};
+use pmemkit_core::media::{self as core, Granularity, Store};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::buffer::Held;
+use crate::error::to_py;
+
+/// Bytes that are copied without giving the GIL up: giving it up costs more than the copy.
+const HOLD_GIL_MAX: u64 = 4096;
+
+/// Runs `work` without the GIL unless it copies little.
+fn run<T: Send>(py: Python<'_>, len: u64, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    let result = if len > HOLD_GIL_MAX { py.detach(work) } else { work() };
+    result.map_err(to_py)
+}
+
+/// The granularity of this name.
+pub fn granularity_from(name: &str) -> PyResult<Granularity> {
+    match name {
+        "byte" => Ok(Granularity::Byte),
+        "cacheline" => Ok(Granularity::Cacheline),
+        "page" => Ok(Granularity::Page),
+        _ => Err(refuse(format!("{name:?} is not one of byte, cacheline, page"))),
+    }
+}
+
+fn how_from(name: &str) -> PyResult<Store> {
+    match name {
+        "auto" => Ok(Store::Auto),
+        "cached" => Ok(Store::Cached),
+        "nontemporal" => Ok(Store::NonTemporal),
+        _ => Err(refuse(format!("{name:?} is not one of auto, cached, nontemporal"))),
+    }
+}
+
+fn refuse(text: String) -> PyErr {
+    to_py(Error::new(Kind::Invalid, "media", text))
+}
+
+fn borrow(fd: &RawFd) -> PyResult<BorrowedFd<'_>> {
+    if *fd < 0 {
+        return Err(refuse(format!("{fd} is not a file descriptor")));
+    }
+    // SAFETY: the caller of the Python function keeps the descriptor open during the call; a
+    // descriptor that is not open is an error of the first system call.
+    Ok(unsafe { BorrowedFd::borrow_raw(*fd) })
+}
+
+/// Mapped bytes.
+#[pyclass(frozen, module = "pmemkit._native.media")]
+pub struct Medium {
+    /// The medium of the core.
+    pub inner: Arc<dyn core::Medium>,
+}
+
+#[pymethods]
+impl Medium {
+    #[getter]
+    fn region(&self) -> u32 {
+        self.inner.region().0
+    }
+
+    #[getter]
+    fn granularity(&self) -> &'static str {
+        self.inner.granularity().name()
+    }
+
+    fn __len__(&self) -> usize {
+        self.inner.len() as usize
+    }
+
+    fn read<'py>(&self, py: Python<'py>, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
+        core::check_range("read", offset, length, self.inner.len()).map_err(to_py)?;
+        PyBytes::new_with(py, length as usize, |bytes| {
+            let target = bytes.as_mut_ptr() as usize;
+            // SAFETY: the new object has `length` bytes, and nobody else has seen it yet.
+            run(py, length, || unsafe { self.inner.load(offset, target as *mut u8, length) })
+        })
+    }
+
+    fn readinto(&self, py: Python<'_>, offset: u64, target: &Bound<'_, PyAny>) -> PyResult<u64> {
+        let held = Held::new(target, true)?;
+        let (address, len) = (held.address(), held.len());
+        // SAFETY: `held` keeps the bytes in place.
+        run(py, len, || unsafe { self.inner.load(offset, address.get(), len) })?;
+        Ok(len)
+    }
+
+    #[pyo3(signature = (offset, data, how="auto"))]
+    fn write(
+        &self,
+        py: Python<'_>,
+        offset: u64,
+        data: &Bound<'_, PyAny>,
+        how: &str,
+    ) -> PyResult<()> {
+        let how = how_from(how)?;
+        let held = Held::new(data, false)?;
+        let (address, len) = (held.address(), held.len());
+        // SAFETY: `held` keeps the bytes in place.
+        run(py, len, || unsafe { self.inner.store(offset, address.get(), len, how) })
+    }
+
+    fn zero(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        run(py, length, || self.inner.zero(offset, length))
+    }
+
+    fn load_u64(&self, offset: u64) -> PyResult<u64> {
+        self.inner.load_u64(offset).map_err(to_py)
+    }
+
+    fn store_u64(&self, offset: u64, value: u64) -> PyResult<()> {
+        self.inner.store_u64(offset, value).map_err(to_py)
+    }
+
+    fn flush(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        run(py, length, || self.inner.flush(offset, length))
+    }
+
+    fn fence(&self) {
+        self.inner.fence();
+    }
+
+    fn persist(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+        if self.inner.sync_blocks() {
+            return py.detach(|| self.inner.persist(offset, length)).map_err(to_py);
+        }
+        run(py, length, || self.inner.persist(offset, length))
+    }
+
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.inner.sync()).map_err(to_py)
+    }
+
+    fn punch(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<bool> {
+        py.detach(|| self.inner.punch(offset, length)).map_err(to_py)
+    }
+
+    fn extents(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<Vec<(u64, bool)>> {
+        let runs = py.detach(|| self.inner.extents(offset, length)).map_err(to_py)?;
+        Ok(runs.iter().map(|run| (run.len, run.hole)).collect())
+    }
+
+    fn resize(&self, py: Python<'_>, length: u64) -> PyResult<()> {
+        py.detach(|| self.inner.resize(length)).map_err(to_py)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.inner.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("bytes_stored", stats.bytes_stored)?;
+        dict.set_item("flushes", stats.flushes)?;
+        dict.set_item("fences", stats.fences)?;
+        dict.set_item("syncs", stats.syncs)?;
+        Ok(dict)
+    }
+}
+
+/// What was chosen for this CPU.
+#[pyclass(frozen, get_all, module = "pmemkit._native.media")]
+pub struct Port {
+    flush: &'static str,
+    copy: &'static str,
+    movnt_threshold: u64,
+    cacheline_size: u64,
+}
+
+/// The submodule `media`.
+#[pymodule]
+pub mod media {
+    use std::os::fd::IntoRawFd;
+
+    use pmemkit_core::media::port as core_port;
+
+    use super::*;
+
+    #[pymodule_export]
+    use super::{Medium, Port};
+    #[pymodule_export]
+    use crate::recording::Recording;
+
+    #[pyfunction]
+    fn port() -> Port {
+        let choice = core_port::Port::get().choice();
+        Port {
+            flush: choice.flush.name(),
+            copy: choice.copy.name(),
+            movnt_threshold: choice.movnt_threshold,
+            cacheline_size: core_port::CACHELINE_SIZE,
+        }
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (fd, length, *, offset=0, granularity, map_sync=false, read_only=false,
+                        resizable=true))]
+    #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python function.
+    fn map_file(
+        py: Python<'_>,
+        fd: RawFd,
+        length: u64,
+        offset: u64,
+        granularity: &str,
+        map_sync: bool,
+        read_only: bool,
+        resizable: bool,
+    ) -> PyResult<Medium> {
+        let granularity = granularity_from(granularity)?;
+        let options = core::FileOptions { offset, granularity, map_sync, read_only, resizable };
+        let file = borrow(&fd)?;
+        let mapped = py.detach(|| core::Mapped::file(file, length, options)).map_err(to_py)?;
+        Ok(Medium { inner: Arc::new(mapped) })
+    }
+
+    #[pyfunction]
+    fn map_sync_granted(fd: RawFd) -> PyResult<bool> {
+        core::map_sync_granted(borrow(&fd)?).map_err(to_py)
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (length, *, hugetlb=false))]
+    fn map_anonymous(length: u64, hugetlb: bool) -> PyResult<Medium> {
+        let mapped = core::Mapped::anonymous(length, hugetlb).map_err(to_py)?;
+        Ok(Medium { inner: Arc::new(mapped) })
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (name, *, hugetlb=false))]
+    fn memfd(name: &str, hugetlb: bool) -> PyResult<RawFd> {
+        core::memfd(name, hugetlb).map(IntoRawFd::into_raw_fd).map_err(to_py)
+    }
+}
