@@ -141,7 +141,9 @@ class Source:
 
     @cached_property
     def lines_before_tests(self) -> int:
-        """Lines of a file up to Rust's inline tests."""
+        """Lines of a file up to Rust's inline tests; none of a module of tests."""
+        if PurePosixPath(self.path).name == "tests.rs":
+            return 0
         for number, line in enumerate(self.lines):
             if self.suffix == ".rs" and line.startswith("#[cfg(test)]"):
                 return number
@@ -226,7 +228,8 @@ def _imported(node: ast.AST, path: str) -> Iterator[str]:
 
 def check_imports(source: Source) -> Iterator[Finding]:
     """Imports of a file of the package, wherever they stand in it."""
-    if not source.path.startswith(PACKAGE) or source.tree is None:
+    is_python = source.suffix in (".py", ".pyi")
+    if not source.path.startswith(PACKAGE) or not is_python or source.tree is None:
         return
     own = _package_of(source.path)
     if own not in RANKS:

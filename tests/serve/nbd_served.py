@@ -99,7 +99,9 @@ class ServerProcess:
         while True:
             assert self.process.poll() is None, f"the server ended: {self.process.returncode}"
             try:
-                wire.RawClient(self.socket).sock.close()
+                with wire.RawClient(self.socket) as client:
+                    # Clients may queue before the server serves, and before it minds signals.
+                    client.receive(wire.GREETING_SIZE)
                 return
             except OSError:
                 assert time.monotonic() < deadline, "the server does not listen"

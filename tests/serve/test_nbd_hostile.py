@@ -205,6 +205,29 @@ def test_go_and_requests_in_one_write(served: Served) -> None:
         client.disconnect()
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_file_that_is_truncated_under_the_server(served: Served, structured: bool) -> None:
+    """Errors for what is gone, no lies, and everything else goes on."""
+    with served.client() as client, served.client() as bystander:
+        bystander.start("frozen")
+        client.start("disk", structured=structured)
+        os.truncate(served.image, MIB)
+        for command, length in ((wire.READ, 4096), (wire.READ, 2 * MIB)):
+            client.send(wire.request(command, MIB, length, cookie=3))
+            if structured:
+                chunk = client.chunk()
+                assert (chunk.kind, chunk.data[:4]) == (2**15 + 1, struct.pack(">I", wire.EIO))
+            else:
+                assert client.simple(length)[:2] == (wire.EIO, 3)
+        with served.client() as writer:
+            writer.start("disk")
+            for length in (4096, 2 * MIB):
+                error, _ = writer.ask(wire.write_request(MIB, bytes(length)))
+                assert error in (wire.EIO, wire.EPERM), "an error, or latched by an earlier one"
+        got = bystander.ask(wire.request(wire.READ, 0, 4096), 4096)
+        assert got == (0, bytes(4096))
+
+
 # --- mutated sessions --------------------------------------------------------------------------
 
 

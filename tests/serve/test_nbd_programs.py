@@ -6,6 +6,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nbd_served import MIB, Served, run, serve_image
@@ -114,6 +115,19 @@ def test_nbdcopy_from_one_export_to_another(served: Served, tmp_path: Path) -> N
         assert second.image.read_bytes() == source.read_bytes()
 
 
+@pytest.mark.peer("nbdcopy")
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_nbdcopy_over_tcp(tmp_path: Path, host: str) -> None:
+    if host == "[::1]" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    source, target = scattered_file(tmp_path / "source", 6), tmp_path / "target"
+    with serve_image(tmp_path, size=SIZE, tcp=f"{host}:0") as served:
+        assert served.uri.startswith(f"nbd://{host}:")
+        run("nbdcopy", "--flush", str(source), served.uri)
+        run("nbdcopy", served.uri, str(target))
+    assert target.read_bytes() == source.read_bytes()
+
+
 # --- QEMU --------------------------------------------------------------------------------------
 
 
@@ -191,6 +205,12 @@ def test_nbd_client_lists(served: Served, need: Callable[[str], str]) -> None:
 FIO = ["fio", "--name=t", "--ioengine=nbd", "--group_reporting", "--output-format=json"]
 
 
+def fio_job(told: str) -> dict[str, Any]:
+    """The summary of the jobs, behind whatever the engine had to say."""
+    (job,) = json.loads(told[told.index("{\n") :])["jobs"]
+    return dict(job)
+
+
 @pytest.mark.peer("fio")
 def test_fio_verifies_mixed_sizes_of_four_jobs(
     served: Served, tmp_path: Path, scale: Callable[[int, int], int]
@@ -207,21 +227,20 @@ def test_fio_verifies_mixed_sizes_of_four_jobs(
         "--verify=crc32c",
         "--verify_fatal=1",
         "--fsync=16",
-        f"--loops={scale(2, 100)}",
-        "--randseed=4",
     ]
-    done = run(*FIO, *jobs, cwd=tmp_path, timeout=scale(60, 1800))
-    (job,) = json.loads(done.stdout)["jobs"]
-    assert job["error"] == 0
-    assert job["write"]["total_ios"] > 0
-    assert job["read"]["total_ios"] > 0
+    # Not with --loops: fio 3.33 then looks for the stamps of the wrong round in mixed loads.
+    for seed in range(scale(3, 100)):
+        job = fio_job(run(*FIO, *jobs, f"--randseed={seed}", cwd=tmp_path).stdout)
+        assert job["error"] == 0
+        assert job["write"]["total_ios"] > 0
+        assert job["read"]["total_ios"] > 0
 
 
 @pytest.mark.peer("fio")
 def test_fio_trims(served: Served, tmp_path: Path) -> None:
     jobs = [f"--uri={served.uri}", "--rw=randtrim", "--bs=64k", "--iodepth=8", "--size=16m"]
     done = run(*FIO, *jobs, cwd=tmp_path)
-    assert json.loads(done.stdout)["jobs"][0]["error"] == 0
+    assert fio_job(done.stdout)["error"] == 0
 
 
 @pytest.mark.peer("fio", "nbdcopy", "qemu-img")

@@ -100,10 +100,13 @@ def test_bytes_behind_go_reach_the_transmission(place: Path) -> None:
 def test_a_client_that_says_nothing_is_cut_off(place: Path) -> None:
     with serving(place, handshake_timeout_seconds=0.2) as (_, events):
         with wire.RawClient(str(place)) as silent, wire.RawClient(str(place)) as dripping:
+            dripping.hello()
+            with pytest.raises(ConnectionError):
+                while True:
+                    dripping.send(wire.option(99))
+                    time.sleep(0.05)
             silent.receive(wire.GREETING_SIZE)
             assert silent.closed()
-            dripping.hello()
-            assert dripping.closed()
         reasons = [event.reason for event in events.wait_for("reject", 2)]
         assert reasons == ["no agreement after 0.2 seconds"] * 2
 

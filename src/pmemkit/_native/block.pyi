@@ -1,6 +1,6 @@
 """Block devices: layers of one shape over a medium, and the channel that enforces what they offer."""
 
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -72,7 +72,7 @@ def bounce(below: Device) -> Device:
 class Trace:
     """What a trace layer saw, at most ``capacity`` entries, oldest first."""
 
-    def __init__(self, capacity: int = 65536) -> None: ...
+    def __new__(cls, capacity: int = 65536) -> Self: ...
     def entries(self) -> list[tuple[str, int, int, int, str]]:
         """``(op, offset, length, flags, outcome)``; ``outcome`` is ``ok`` or the error kind. Ops are
         those of the stack plus ``map``, ``commit`` and ``extents``."""

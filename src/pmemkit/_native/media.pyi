@@ -5,7 +5,7 @@ copies more than a page or may wait. Errors are the classes of :mod:`pmemkit.err
 """
 
 from collections.abc import Sequence
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -90,9 +90,9 @@ class Recording:
     """A medium that records every store, flush, fence and sync, and yields every image that a power
     failure could leave. See :mod:`pmemkit.testing`."""
 
-    def __init__(
-        self, length: int, *, granularity: str = "cacheline", initial: Buffer | None = None
-    ) -> None: ...
+    def __new__(
+        cls, length: int, *, granularity: str = "cacheline", initial: Buffer | None = None
+    ) -> Self: ...
     def medium(self) -> Medium: ...
     def event_count(self) -> int: ...
     def events(self) -> list[tuple[str, int, int]]:

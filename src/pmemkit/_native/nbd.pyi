@@ -1,6 +1,6 @@
 """NBD transmission: requests from a connected socket, without the GIL."""
 
-from typing import final
+from typing import Self, final
 
 from typing_extensions import Buffer
 
@@ -25,19 +25,19 @@ class ServeResult:
 class Connection:
     """One connection in the transmission phase. The descriptor is duplicated."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         fd: int,
         channel: Channel,
         *,
-        leftover: Buffer = b"",
+        leftover: Buffer = ...,
         structured: bool = False,
         allocation_context: int | None = None,
         transmission_flags: int,
         map: bool = True,
         workers: int = 4,
         poll_us: int = 50,
-    ) -> None:
+    ) -> Self:
         """``leftover``: bytes the client sent right behind the handshake. ``transmission_flags``:
         the 16 bits that were advertised; anything else is refused. ``allocation_context``: the id
         given to ``base:allocation``, or ``None`` when it was not selected. ``map=False`` forces
