@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from nbd_served import MIB, SERVE_FILE, Served, environment, libnbd, serve_image
 
+pytestmark = pytest.mark.peer("module:nbd")
+
 SIZE = 16 * MIB
 
 

@@ -294,3 +294,16 @@ def test_killing_the_server_loses_nothing_acknowledged(
                 client.disconnect()
             assert server.terminate() == 0
     assert acknowledged > 0
+
+
+def test_the_check_notices_a_lost_write() -> None:
+    writer = Writer.__new__(Writer)
+    writer.sent, writer.acknowledged = {0: [1, 2, 3]}, {0: 2}
+    pad = bytes(SIZE - BLOCK)
+    torn = content(0, 3)[:1000] + content(0, 2)[1000:]
+    for fine in (content(0, 2), content(0, 3), torn):
+        check_acknowledged(fine + pad, writer)
+    stale = content(0, 2)[:1000] + content(0, 1)[1000:]
+    for lost in (content(0, 1), bytes(BLOCK), stale):
+        with pytest.raises(AssertionError, match="block 0"):
+            check_acknowledged(lost + pad, writer)

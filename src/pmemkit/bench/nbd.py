@@ -81,6 +81,8 @@ class Server:
         self.name = name
         self.socket = place / f"{name.replace(' ', '-')}.sock"
         self._log = place / f"{name.replace(' ', '-')}.log"
+        # Not every server removes its socket, and a name may be used again.
+        self.socket.unlink(missing_ok=True)
         words = [word.replace("SOCKET", str(self.socket)) for word in command]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -144,7 +146,8 @@ def _fio(uri: str, *words: str, timeout_seconds: float) -> dict[str, float]:
 
 
 def _populate(server: Server, size: int) -> None:
-    words = ("--rw=write", "--bs=1m", "--iodepth=4", f"--size={size}")
+    # Flushed, so that writing it back does not fall into the runs.
+    words = ("--rw=write", "--bs=1m", "--iodepth=4", f"--size={size}", "--end_fsync=1")
     _fio(server.uri, *words, timeout_seconds=600)
 
 

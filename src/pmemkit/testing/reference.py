@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["CAPS", "ReferenceDevice"]
 
 CAPS = frozenset(
-    "write flush fua discard zero fast_zero cache extents multi_conn".split()
+    {"write", "flush", "fua", "discard", "zero", "fast_zero", "cache", "extents", "multi_conn"}
 )
 """Everything that a device in memory can offer."""
 

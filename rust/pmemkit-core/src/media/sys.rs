@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 
 use crate::error::{Error, Kind, Result};
 
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+const HUGETLBFS_MAGIC: libc::c_long = 0x9584_58f6;
 
 /// `BLKGETSIZE64`, which the libc crate does not name: `_IOR(0x12, 114, size_t)`.
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
@@ -154,7 +154,7 @@ fn is_hugetlb(fd: BorrowedFd<'_>) -> Result<bool> {
     retry("map", "fstatfs", call)?;
     // SAFETY: the call succeeded and filled it in.
     let status = unsafe { status.assume_init() };
-    Ok(status.f_type as i64 == HUGETLBFS_MAGIC)
+    Ok(status.f_type == HUGETLBFS_MAGIC)
 }
 
 fn block_device_size(fd: BorrowedFd<'_>) -> Result<u64> {
@@ -211,9 +211,10 @@ pub fn map(
 
 /// Maps private memory that belongs to no file.
 pub fn map_anonymous(len: u64, hugetlb: bool) -> Result<*mut u8> {
-    let huge = if hugetlb { libc::MAP_HUGETLB } else { 0 };
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE * i32::from(!hugetlb);
-    map_raw(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags | huge)
+    // Huge pages are reserved at once, so that an empty pool is an error here and not a fault later.
+    let reserve = if hugetlb { libc::MAP_HUGETLB } else { libc::MAP_NORESERVE };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve;
+    map_raw(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags)
 }
 
 fn map_raw(fd: i32, offset: i64, len: u64, protection: i32, flags: i32) -> Result<*mut u8> {

@@ -1,0 +1,45 @@
+"""A user-space driver for byte-addressable memory devices.
+
+    import pmemkit
+
+    with pmemkit.open("disk.img", create_size="1G") as region, region.device() as device:
+        device.write(0, b"hello")
+        device.flush()
+
+Importing the package loads none of its parts: each name is loaded when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pmemkit.errors import PmemError
+    from pmemkit.storage.device import BlockDevice, Extent
+    from pmemkit.storage.region import Region
+    from pmemkit.storage.region import open_region as open
+
+__all__ = ["BlockDevice", "Extent", "PmemError", "Region", "__version__", "open"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BlockDevice": ("pmemkit.storage.device", "BlockDevice"),
+    "Extent": ("pmemkit.storage.device", "Extent"),
+    "PmemError": ("pmemkit.errors", "PmemError"),
+    "Region": ("pmemkit.storage.region", "Region"),
+    "open": ("pmemkit.storage.region", "open_region"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(home[0]), home[1])
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,161 @@
+"""Opening a medium: a path or a spec becomes mapped bytes, with the granularity that holds.
+
+A path may be a regular file (on a DAX mount too), a block device or a device DAX. A spec is memory:
+``anonymous:SIZE``, ``memfd:SIZE`` or ``hugetlb:SIZE``; write ``./memfd:1G`` for a file of that name.
+
+Invariants:
+1. A file that is open for writing here is locked against every other opening through this module,
+   until the medium and its descriptor are gone (``locking="off"`` skips it; see
+   :mod:`pmemkit.media.lock`).
+2. A block device is opened exclusively for writing, so one that is mounted is :class:`Busy`.
+3. Every failure is a class of :mod:`pmemkit.errors` with the path in it.
+
+What this does not do: create files, read what is on the media.
+"""
+
+import errno
+import io
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, PmemError, ReadOnly
+from pmemkit.errors import SystemFailure as _SystemFailure
+from pmemkit.media.granularity import Backing, Decision, Platform, decide
+from pmemkit.media.lock import lock
+from pmemkit.media.platform import LinuxPlatform
+from pmemkit.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from pmemkit._native.media import Medium
+
+__all__ = ["Locking", "OpenedMedium", "failure_of", "open_medium"]
+
+Locking = Literal["on", "off"]
+
+_MEMORY_SPECS: dict[str, Backing] = {
+    "anonymous": "anonymous",
+    "memfd": "memfd",
+    "hugetlb": "hugetlb",
+}
+_CLASSES: dict[int, type[PmemError]] = {
+    errno.EBUSY: Busy,
+    errno.ETXTBSY: Busy,
+    errno.ENOSPC: NoSpace,
+    errno.EDQUOT: NoSpace,
+    errno.EROFS: ReadOnly,
+}
+
+
+def failure_of(cause: OSError, op: str, path: str) -> PmemError:
+    """A failed system call as one of our errors, with the path in it."""
+    if isinstance(cause, PmemError):
+        cause.path = cause.path or path
+        return cause
+    cls = _CLASSES.get(cause.errno or 0, _SystemFailure)
+    return cls(cause.strerror or str(cause), errno=cause.errno, op=op, path=path)
+
+
+@dataclass(slots=True)
+class OpenedMedium:
+    """A medium with what was found out when it was opened. Closing it lets the lock go as soon as
+    nobody uses the medium any more."""
+
+    medium: "Medium"
+    path: str
+    backing: Backing
+    read_only: bool
+    decision: Decision
+    volatile_because: str | None
+    persistence_domain: str
+    """``cpu_cache``, ``memory_controller`` or ``unknown`` for an nvdimm region as the kernel says;
+    ``file_system`` where durability is asked of a file system; ``none`` for what is volatile."""
+    locked: bool
+    file: io.FileIO | None
+    platform: LinuxPlatform | Platform
+
+    @property
+    def resizable(self) -> bool:
+        """True for what has a length that can be changed."""
+        return self.backing in ("file", "memfd", "hugetlb") and not self.read_only
+
+    def current_size(self) -> int:
+        """Bytes the backing has now; the medium may have been made when it had others."""
+        if self.file is None:
+            return len(self.medium)
+        return _size_of(self.file.fileno(), self.backing, self.path)
+
+    def remap(self) -> None:
+        """Maps the backing again, as long as it is now. Whoever holds the old medium keeps it."""
+        if self.file is None:
+            return
+        size = self.current_size()
+        try:
+            self.medium = _map(self.file.fileno(), size, self.decision, self.read_only)
+        except OSError as cause:
+            raise failure_of(cause, "refresh", self.path) from cause
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        if self.file is not None:
+            self.file.close()
+
+
+def open_medium(
+    path_or_spec: str | os.PathLike[str],
+    *,
+    granularity: str | None = None,
+    required_granularity: str | None = None,
+    read_only: bool = False,
+    locking: Locking = "on",
+    platform: Platform | None = None,
+) -> OpenedMedium:
+    """Opens and maps a file, a device or memory.
+
+    ``granularity`` overrides what the platform says (so do ``PMEMKIT_GRANULARITY`` and libpmem2's
+    ``PMEM2_FORCE_GRANULARITY``); ``required_granularity`` refuses what would be coarser.
+    """
+    path = os.fspath(path_or_spec)
+    if locking not in ("on", "off"):
+        raise InvalidArgument(f"locking is on or off, not {locking!r}", op="open", path=path)
+    asked = platform or LinuxPlatform()
+    scheme, colon, size_text = path.partition(":")
+    if colon and scheme in _MEMORY_SPECS:
+        backing = _MEMORY_SPECS[scheme]
+        file = _memory_file(backing, path, parse_size(size_text))
+        locked = False
+    else:
+        file, backing = _open_file(path, read_only)
+        locked = False
+    try:
+        if file is not None and scheme not in _MEMORY_SPECS and locking == "on":
+            locked = lock(file.fileno(), path, exclusive=not read_only)
+        fd = None if file is None else file.fileno()
+        decision = decide(
+            backing,
+            fd,
+            asked,
+            override=granularity,
+            environment=os.environ,
+            required=required_granularity,
+        )
+        if fd is None:
+            from pmemkit._native import media
+
+            medium = media.map_anonymous(parse_size(size_text))
+        else:
+            size = _size_of(fd, backing, path)
+            medium = _map(fd, size, decision, read_only)
+        volatile, domain = _persistence(backing, fd, decision, asked)
+    except OSError as cause:
+        if file is not None:
+            file.close()
+        raise failure_of(cause, "open", path) from cause
+    except BaseException:
+        if file is not None:
+            file.close()
+        raise
+    return OpenedMedium(
+        medium, path, backing, read_only, decision, volatile, domain, locked, file, asked
+    )

@@ -1,0 +1,50 @@
+"""Public test suites: run them on your own media, devices and layers.
+
+- :class:`DeviceSuite`: the conformance suite of block devices; :class:`ReferenceDevice` is the
+  slow, obvious device that :func:`device_state_machine` compares with.
+- :class:`RecordedDevice` and :func:`check_streams`: durability under power failure, on the
+  recording medium ``pmemkit._native.media.Recording`` (here as :class:`Recording`).
+- :func:`noop_stack` and :func:`traced_stack`: stacks of layers that change nothing.
+- :class:`TransmissionClient`: the server's own path to the media, without a handshake.
+
+Needs pytest and Hypothesis.
+"""
+
+from pmemkit._native import media
+from pmemkit.testing.crash import (
+    DurabilityError,
+    DurabilityOracle,
+    RecordedDevice,
+    Request,
+    RequestTarget,
+    check_streams,
+    random_requests,
+)
+from pmemkit.testing.device_suite import DeviceSuite
+from pmemkit.testing.protocols import Backdoor, BlockChannel
+from pmemkit.testing.reference import ReferenceDevice
+from pmemkit.testing.stacks import TracedStack, noop_stack, traced_stack
+from pmemkit.testing.state_machine import device_state_machine
+from pmemkit.testing.transmission import TransmissionClient
+
+Recording = media.Recording
+
+__all__ = [
+    "Backdoor",
+    "BlockChannel",
+    "DeviceSuite",
+    "DurabilityError",
+    "DurabilityOracle",
+    "RecordedDevice",
+    "Recording",
+    "ReferenceDevice",
+    "Request",
+    "RequestTarget",
+    "TracedStack",
+    "TransmissionClient",
+    "check_streams",
+    "device_state_machine",
+    "noop_stack",
+    "random_requests",
+    "traced_stack",
+]
