@@ -14,8 +14,8 @@
     ├── ProtocolError               EPROTO      10
     └── SystemFailure               of the call 11
 
-Every class has a stable ``kind``, an ``errno`` and an ``exit_code`` for the command line. A new cause
-does not add a class: it is a new message. This module imports nothing of the package.
+Every class has a stable ``kind``, an ``errno`` and an ``exit_code`` for the command line. A new
+cause does not add a class: it is a new message. This module imports nothing of the package.
 """
 
 import errno as _errno

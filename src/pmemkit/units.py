@@ -24,7 +24,8 @@ def parse_size(text: str) -> int:
     shift = _SUFFIXES[suffix.lower()]
     fraction = fraction or ""
     scaled = int(whole + fraction) << shift
-    size, rest = divmod(scaled, 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    size, rest = divmod(scaled, scale)
     if rest:
         raise InvalidArgument(f"{text!r} is not a whole number of bytes")
     if size > _SIZE_MAX:

@@ -10,7 +10,7 @@ import sys
 from pmemkit._native import PLANTED_FAULTS
 from pmemkit.testing import DurabilityError, TransmissionClient, check_streams
 
-SEEDS = range(6)
+SEEDS = range(3)
 
 
 def main() -> int:
@@ -22,7 +22,13 @@ def main() -> int:
         for granularity in ("byte", "cacheline", "page"):
             judged += check_streams(granularity, SEEDS, count=25, limit=8)
             judged += check_streams(
-                granularity, SEEDS, count=25, limit=8, connect=TransmissionClient
+                granularity,
+                SEEDS,
+                count=25,
+                size=1 << 16,
+                limit=4,
+                lengths=(20000,),
+                connect=TransmissionClient,
             )
     except DurabilityError as error:
         print(f"violation: {error}")

@@ -41,21 +41,49 @@ def test_layers_pass_it_on(granularity, layers, scale):
 @pytest.mark.parametrize("map", [True, False])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_servers_own_path_survives(granularity, map, scale):
-    def connect(channel):
-        return TransmissionClient(channel, map=map)
+    """Payload of 16 KiB and more goes straight into the mapping."""
+    direct_bytes = []
 
-    assert check_streams(granularity, range(300, 300 + scale(2, 100)), connect=connect) > 0
+    class Client(TransmissionClient):
+        def close(self):
+            direct_bytes.append(super().close().direct_bytes)
+
+    judged = check_streams(
+        granularity,
+        range(300, 300 + scale(1, 100)),
+        size=1 << 16,
+        count=30,
+        limit=8,
+        lengths=(16384, 20001, 40000),
+        connect=lambda channel: Client(channel, map=map),
+    )
+    assert judged > 0
+    assert all(direct_bytes) if map else not any(direct_bytes)
 
 
 @pytest.mark.parametrize("map", [True, False])
 def test_the_server_really_uses_the_mapping(map):
-    recorded = RecordedDevice("cacheline")
+    recorded = RecordedDevice("cacheline", size=1 << 16)
     with TransmissionClient(recorded.channel, map=map) as client:
-        client.write(64, b"x" * 4096, fua=True)
-        assert client.read(64, 4096) == b"x" * 4096
+        client.write(64, b"x" * 32768, fua=True)
+        assert client.read(64, 32768) == b"x" * 32768
         result = client.close()
     assert result.errors == 0
-    assert result.direct_bytes == (8192 if map else 0)
+    assert result.direct_bytes == (2 * 32768 if map else 0)
+    kinds = {kind for kind, _, _ in recorded.recording.events()}
+    assert ("store_nt" in kinds) != map
+
+
+@pytest.mark.parametrize("op", ["write", "zero", "discard"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_fua_covers_whole_pages_too(granularity, op):
+    """Zeroes over whole pages may become a hole, which needs more than a fence."""
+    recorded = RecordedDevice(granularity, size=4 * 4096)
+    recorded.submit(Request(op, 4096, bytes(2 * 4096), fua=True))
+    recorded.submit(Request("write", 4096, b"A" * 4096, fua=True))
+    recorded.submit(Request(op, 0, bytes(3 * 4096)))
+    recorded.submit(Request("flush"))
+    assert recorded.check() > 0
 
 
 def test_without_an_acknowledgement_nothing_is_promised():

@@ -1,4 +1,4 @@
-//! The one error type of the core: a stable kind, the context, and a sentence with the numbers in it.
+//! The one error type of the core: a stable kind, the context, and a sentence with the numbers.
 //!
 //! Invariants:
 //! 1. A new cause does not add a kind. Kinds are what a caller can act on; causes go into `detail`.

@@ -38,7 +38,8 @@ fn op_set(names: &str) -> PyResult<OpSet> {
     let mut set = OpSet::empty();
     for name in names.split(',').map(str::trim) {
         let Some(op) = Op::ALL.into_iter().find(|op| op.name() == name) else {
-            let text = format!("{name:?} is not an op; ops are read, write, flush, discard, zero, cache");
+            let names = Op::ALL.map(Op::name).join(", ");
+            let text = format!("{name:?} is not an op; ops are {names}");
             return Err(to_py(Error::new(Kind::Invalid, "layer", text)));
         };
         set |= op.set();
@@ -128,7 +129,13 @@ impl Channel {
     }
 
     /// A read or write of any length, in requests of at most the payload limit.
-    fn transfer(&self, op: Op, at: u64, held: &Held, flags: Flags) -> pmemkit_core::error::Result<()> {
+    fn transfer(
+        &self,
+        op: Op,
+        at: u64,
+        held: &Held,
+        flags: Flags,
+    ) -> pmemkit_core::error::Result<()> {
         let info = self.inner.info();
         let step = u64::from(info.payload_size_max);
         pmemkit_core::media::check_range(op.name(), at, held.len(), info.size)?;
@@ -181,7 +188,12 @@ impl Channel {
         cap_set(py, self.inner.info().caps)
     }
 
-    fn read<'py>(&self, py: Python<'py>, offset: Bytes, length: Bytes) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset: Bytes,
+        length: Bytes,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         self.check(offset.0, length.0)?;
         let length = usize::try_from(length.0)?;
         PyBytes::new_with(py, length, |target| {
@@ -197,7 +209,13 @@ impl Channel {
     }
 
     #[pyo3(signature = (offset, data, *, fua = false))]
-    fn write(&self, py: Python<'_>, offset: Bytes, data: &Bound<'_, PyAny>, fua: bool) -> PyResult<u64> {
+    fn write(
+        &self,
+        py: Python<'_>,
+        offset: Bytes,
+        data: &Bound<'_, PyAny>,
+        fua: bool,
+    ) -> PyResult<u64> {
         let held = Held::new(data, false)?;
         let (flags, len) = (flags_of(fua, false, false), held.len());
         let waits = self.inner.blocks(Op::Write, flags);

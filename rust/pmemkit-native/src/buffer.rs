@@ -74,8 +74,8 @@ fn refuse(text: String) -> PyErr {
     to_py(Error::new(Kind::Invalid, "buffer", text))
 }
 
-/// An offset or length from Python: a whole number of bytes from 0 to 2^64 - 1. Anything else that is
-/// an integer is out of range, and says so with its value.
+/// An offset or length from Python: whole bytes from 0 to 2^64 - 1. Any other integer is out of
+/// range, and the error says its value.
 #[derive(Clone, Copy)]
 pub struct Bytes(pub u64);
 

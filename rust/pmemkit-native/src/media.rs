@@ -75,7 +75,12 @@ impl Medium {
         self.inner.len() as usize
     }
 
-    fn read<'py>(&self, py: Python<'py>, offset: u64, length: u64) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        offset: u64,
+        length: u64,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         core::check_range("read", offset, length, self.inner.len()).map_err(to_py)?;
         PyBytes::new_with(py, length as usize, |bytes| {
             let target = bytes.as_mut_ptr() as usize;

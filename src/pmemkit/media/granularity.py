@@ -16,7 +16,7 @@ What this does not do: map anything, look at files, remember.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, Protocol, get_args
 
 from pmemkit.errors import InvalidArgument, NotSupported
 
@@ -73,17 +73,12 @@ class Decision:
     map_sync: bool
     why: tuple[str, ...]
 
-    @property
-    def overridden(self) -> bool:
-        """True where an option or the environment promises more than was found."""
-        return GRANULARITIES.index(self.granularity) < GRANULARITIES.index(self.found)
-
 
 def parse_granularity(text: str) -> Granularity:
     """The granularity of this name."""
     if text not in GRANULARITIES:
         raise InvalidArgument(f"{text!r} is not a granularity; say byte, cacheline or page")
-    return cast(Granularity, text)
+    return text
 
 
 def decide(
@@ -110,10 +105,9 @@ def decide(
     granularity = forced or found
     if forced is not None:
         why.append(f"{forced_by} says {forced}; the platform alone offers {found}.")
+    if GRANULARITIES.index(granularity) < GRANULARITIES.index(found):
+        why.append("If that promise is wrong, a power failure loses what was acknowledged.")
     decision = Decision(granularity, found, granted and granularity != "page", tuple(why))
-    if decision.overridden:
-        why.append("A power failure may lose what was acknowledged: the override is a promise.")
-        decision = Decision(granularity, found, decision.map_sync, tuple(why))
     if required is not None:
         _check_required(decision, parse_granularity(required))
     return decision
@@ -145,9 +139,7 @@ def _of_file(backing: Backing, fd: int, platform: Platform) -> tuple[Granularity
     return "cacheline", True, why
 
 
-def _override(
-    option: str | None, environment: Mapping[str, str]
-) -> tuple[Granularity | None, str]:
+def _override(option: str | None, environment: Mapping[str, str]) -> tuple[Granularity | None, str]:
     """The forced granularity and who forces it."""
     if option is not None:
         return parse_granularity(option), "The granularity option"

@@ -1,7 +1,7 @@
 """What this machine says of a file: MAP_SYNC, persistence domains, and what forgets.
 
-Every answer comes from the kernel: a probing mapping, sysfs, and the mount table. The roots of sysfs
-and proc can be replaced by trees of a test.
+Every answer comes from the kernel: a probing mapping, sysfs, and the mount table. The roots of
+sysfs and proc can be replaced by trees of a test.
 
 What this does not do: decide (:mod:`pmemkit.media.granularity` does), write anything.
 """
@@ -77,11 +77,13 @@ class LinuxPlatform:
                 return _text(place / "persistence_domain") or "unknown"
         return "unknown"
 
-    def character_device_size(self, fd: int) -> int | None:
+    def device_dax_size(self, fd: int) -> int | None:
         """Bytes of a device DAX; ``None`` for any other character device."""
         device = self._device_directory(fd)
-        text = _text(device / "size") if device is not None else None
-        return int(text) if text and text.isdigit() and _text(device / "align") else None  # type: ignore[operator]
+        if device is None or _text(device / "align") is None:
+            return None
+        text = _text(device / "size") or ""
+        return int(text) if text.isdigit() else None
 
     def _device_directory(self, fd: int) -> Path | None:
         """Where sysfs has the device itself, or the disk that the file is on."""

@@ -1,7 +1,8 @@
 """Opening a medium: a path or a spec becomes mapped bytes, with the granularity that holds.
 
-A path may be a regular file (on a DAX mount too), a block device or a device DAX. A spec is memory:
-``anonymous:SIZE``, ``memfd:SIZE`` or ``hugetlb:SIZE``; write ``./memfd:1G`` for a file of that name.
+A path may be a regular file (on a DAX mount too), a block device or a device DAX. A spec is
+memory: ``anonymous:SIZE``, ``memfd:SIZE`` or ``hugetlb:SIZE``; write ``./memfd:1G`` for a file that
+has such a name.
 
 Invariants:
 1. A file that is open for writing here is locked against every other opening through this module,
@@ -39,6 +40,11 @@ _MEMORY_SPECS: dict[str, Backing] = {
     "memfd": "memfd",
     "hugetlb": "hugetlb",
 }
+_KINDS: dict[int, Backing] = {
+    stat.S_IFREG: "file",
+    stat.S_IFBLK: "block device",
+    stat.S_IFCHR: "device dax",
+}
 _CLASSES: dict[int, type[PmemError]] = {
     errno.EBUSY: Busy,
     errno.ETXTBSY: Busy,
@@ -73,7 +79,6 @@ class OpenedMedium:
     ``file_system`` where durability is asked of a file system; ``none`` for what is volatile."""
     locked: bool
     file: io.FileIO | None
-    platform: LinuxPlatform | Platform
 
     @property
     def resizable(self) -> bool:
@@ -119,18 +124,19 @@ def open_medium(
     path = os.fspath(path_or_spec)
     if locking not in ("on", "off"):
         raise InvalidArgument(f"locking is on or off, not {locking!r}", op="open", path=path)
-    asked = platform or LinuxPlatform()
-    scheme, colon, size_text = path.partition(":")
-    if colon and scheme in _MEMORY_SPECS:
-        backing = _MEMORY_SPECS[scheme]
-        file = _memory_file(backing, path, parse_size(size_text))
-        locked = False
-    else:
-        file, backing = _open_file(path, read_only)
-        locked = False
+    scheme, _, size_text = path.partition(":")
+    memory = _MEMORY_SPECS.get(scheme) if size_text else None
+    file: io.FileIO | None = None
     try:
-        if file is not None and scheme not in _MEMORY_SPECS and locking == "on":
-            locked = lock(file.fileno(), path, exclusive=not read_only)
+        if memory is not None:
+            backing, size = memory, parse_size(size_text)
+            file = _memory_file(memory, size)
+            locked = False
+        else:
+            file, backing = _open_file(path, read_only)
+            locked = locking == "on" and lock(file.fileno(), path, exclusive=not read_only)
+            size = _size_of(file.fileno(), backing, path)
+        asked = LinuxPlatform() if platform is None else platform
         fd = None if file is None else file.fileno()
         decision = decide(
             backing,
@@ -140,22 +146,76 @@ def open_medium(
             environment=os.environ,
             required=required_granularity,
         )
-        if fd is None:
-            from pmemkit._native import media
-
-            medium = media.map_anonymous(parse_size(size_text))
-        else:
-            size = _size_of(fd, backing, path)
-            medium = _map(fd, size, decision, read_only)
-        volatile, domain = _persistence(backing, fd, decision, asked)
-    except OSError as cause:
+        medium = _map(fd, size, decision, read_only)
+        volatile, domain = _persistence(backing, fd, asked)
+    except BaseException as cause:
         if file is not None:
             file.close()
-        raise failure_of(cause, "open", path) from cause
-    except BaseException:
-        if file is not None:
-            file.close()
+        if isinstance(cause, OSError):
+            raise failure_of(cause, "open", path) from cause
         raise
-    return OpenedMedium(
-        medium, path, backing, read_only, decision, volatile, domain, locked, file, asked
+    return OpenedMedium(medium, path, backing, read_only, decision, volatile, domain, locked, file)
+
+
+def _open_file(path: str, read_only: bool) -> tuple[io.FileIO, Backing]:
+    """The open file and what it is."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
+    if not read_only and stat.S_ISBLK(os.stat(path).st_mode):  # noqa: PTH116 - bytes of a str path
+        flags |= os.O_EXCL
+    fd = os.open(path, flags)
+    backing = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
+    if backing is None:
+        os.close(fd)
+        raise NotSupported("is not a file, a block device or a device DAX", op="open", path=path)
+    return io.FileIO(fd, "rb" if read_only else "r+b"), backing
+
+
+def _memory_file(backing: Backing, size: int) -> io.FileIO | None:
+    """A memfd of this size; anonymous memory has no file."""
+    if backing == "anonymous":
+        return None
+    from pmemkit._native import media
+
+    file = io.FileIO(media.memfd("pmemkit", hugetlb=backing == "hugetlb"), "r+b")
+    unit = os.fstat(file.fileno()).st_blksize if backing == "hugetlb" else 1
+    if size % unit:
+        file.close()
+        text = f"{size} bytes are not a multiple of the huge page size, {format_size(unit)}"
+        raise InvalidArgument(text, op="open")
+    file.truncate(size)
+    return file
+
+
+def _size_of(fd: int, backing: Backing, path: str) -> int:
+    if backing == "block device":
+        return os.lseek(fd, 0, os.SEEK_END)
+    if backing != "device dax":
+        return os.fstat(fd).st_size
+    size = LinuxPlatform().device_dax_size(fd)
+    if size is None:
+        raise NotSupported("is a character device and no device DAX", op="open", path=path)
+    return size
+
+
+def _map(fd: int | None, size: int, decision: Decision, read_only: bool) -> "Medium":
+    from pmemkit._native import media
+
+    if fd is None:
+        return media.map_anonymous(size)
+    return media.map_file(
+        fd,
+        size,
+        granularity=decision.granularity,
+        map_sync=decision.map_sync,
+        read_only=read_only,
     )
+
+
+def _persistence(backing: Backing, fd: int | None, platform: Platform) -> tuple[str | None, str]:
+    """Why it is volatile, if it is, and the persistence domain."""
+    if fd is None or backing in ("memfd", "hugetlb"):
+        return "it is memory of this process", "none"
+    volatile = platform.volatile_because(fd)
+    if volatile is not None:
+        return volatile, "none"
+    return None, platform.persistence_domain_of(fd) or "file_system"

@@ -36,6 +36,9 @@ __all__ = [
 WORD = 8
 """Bytes that power failure cannot tear."""
 
+_CHUNK = 256
+"""Bytes that are compared at once with the newest values, which are always allowed."""
+
 _STORES = ("store", "store_nt", "punch")
 
 
@@ -73,10 +76,16 @@ class RequestTarget(Protocol):
 
 
 def random_requests(
-    seed: int, size: int, count: int, *, ops: Sequence[str] = ("write", "zero", "discard", "flush")
+    seed: int,
+    size: int,
+    count: int,
+    *,
+    ops: Sequence[str] = ("write", "zero", "discard", "flush"),
+    lengths: Sequence[int] = (),
 ) -> list[Request]:
     """A stream that is the same for the same seed: mostly writes, of all sizes, crowded together.
 
+    ``lengths`` are further lengths that half of the changes have, beside those from 1 to 8192.
     A quarter of the changes ask for FUA, so that both ways to durability are exercised.
     """
     choose = random.Random(seed)
@@ -87,9 +96,11 @@ def random_requests(
         if op == "flush":
             requests.append(Request(op))
             continue
-        length = choose.choice(
-            (8, 64, 256, 512, 4096, choose.randint(1, 24), choose.randint(1, 600), 2 * 4096)
-        )
+        if lengths and choose.random() < 0.5:
+            length = choose.choice(lengths)
+        else:
+            small = (choose.randint(1, 24), choose.randint(1, 600))
+            length = choose.choice((8, 64, 256, 512, 4096, 2 * 4096, *small))
         length = min(length, size)
         grain = choose.choice((1, 8, 64, 512, 4096))
         offset = choose.randint(0, size - length) // grain * grain
@@ -105,6 +116,10 @@ class _Word:
 
     values: list[tuple[int, bytes | None]]
     """``(request, value)``, oldest first; ``None`` is "anything"; the first one is the base."""
+
+    def allowed(self) -> list[bytes | None]:
+        """The values alone."""
+        return [value for _, value in self.values]
 
     def settle(self, covered: Callable[[int], bool]) -> None:
         """Drops what is older than the newest value of a covered request."""
@@ -123,7 +138,7 @@ class DurabilityOracle:
     def __init__(self, initial: bytes) -> None:
         if len(initial) % WORD:
             raise ValueError(f"{len(initial)} bytes are not whole words")
-        self._settled = bytearray(initial)
+        self._newest = bytearray(initial)
         self._open: dict[int, _Word] = {}
         self._acknowledged: set[int] = set()
         self._flushes: dict[int, frozenset[int]] = {}
@@ -143,6 +158,8 @@ class DurabilityOracle:
             else:
                 value = (last or b"")[:start] + piece + (last or b"")[start + len(piece) :]
             opened.values.append((number, value))
+            if value is not None:
+                self._newest[word * WORD : (word + 1) * WORD] = value
 
     def acknowledge(self, number: int, request: Request) -> None:
         """The request was answered: what it promised holds from now on."""
@@ -157,37 +174,36 @@ class DurabilityOracle:
 
     def check(self, image: bytes) -> str | None:
         """What is wrong with an image, or ``None``."""
-        patched = bytearray(image)
-        for word, opened in self._open.items():
-            at = word * WORD
-            found = image[at : at + WORD]
-            if not any(value is None or value == found for _, value in opened.values):
-                return self._describe(word, found, [value for _, value in opened.values])
-            patched[at : at + WORD] = self._settled[at : at + WORD]
-        if patched == self._settled:
-            return None
-        differs = (word for word in range(len(patched) // WORD) if self._differs(word, patched))
-        word = next(differs)
-        return self._describe(word, bytes(patched[word * WORD : (word + 1) * WORD]), [])
+        newest = bytes(self._newest)
+        for start in range(0, len(image), _CHUNK):
+            if image[start : start + _CHUNK] == newest[start : start + _CHUNK]:
+                continue
+            for at in range(start, min(start + _CHUNK, len(image)), WORD):
+                found = image[at : at + WORD]
+                if found == newest[at : at + WORD]:
+                    continue
+                opened = self._open.get(at // WORD)
+                allowed: list[bytes | None] = [newest[at : at + WORD]]
+                if opened is not None:
+                    allowed = opened.allowed()
+                if found not in allowed and None not in allowed:
+                    return self._describe(at, found, allowed)
+        return None
 
-    def _differs(self, word: int, image: bytearray) -> bool:
-        return image[word * WORD : (word + 1) * WORD] != self._at(word)
-
-    def _describe(self, word: int, found: bytes, allowed: list[bytes | None]) -> str:
-        values = [value for value in allowed if value is not None] or [self._at(word)]
-        listed = ", ".join(value.hex() for value in values)
-        return f"the word at byte {word * WORD} holds {found.hex()}, allowed is {listed}"
+    @staticmethod
+    def _describe(at: int, found: bytes, allowed: list[bytes | None]) -> str:
+        listed = ", ".join(value.hex() for value in allowed if value is not None)
+        return f"the word at byte {at} holds {found.hex()}, allowed is {listed}"
 
     def _at(self, word: int) -> bytes:
-        return bytes(self._settled[word * WORD : (word + 1) * WORD])
+        return bytes(self._newest[word * WORD : (word + 1) * WORD])
 
     def _settle(self, word: int, covered: Callable[[int], bool]) -> None:
         opened = self._open.get(word)
         if opened is None:
             return
         opened.settle(covered)
-        if len(opened.values) == 1 and (value := opened.values[0][1]) is not None:
-            self._settled[word * WORD : (word + 1) * WORD] = value
+        if len(opened.values) == 1 and opened.values[0][1] is not None:
             del self._open[word]
 
 
@@ -283,6 +299,7 @@ def check_streams(
     size: int = 16384,
     limit: int = 24,
     torn_pages: bool = False,
+    lengths: Sequence[int] = (),
     layers: Callable[[block.Device], block.Device] = lambda device: device,
     connect: Callable[[block.Channel], RequestTarget] = lambda channel: channel,
 ) -> int:
@@ -296,7 +313,7 @@ def check_streams(
         recorded = RecordedDevice(granularity, size, seed, layers)
         target = connect(recorded.channel)
         try:
-            recorded.run(random_requests(seed, size, count), target)
+            recorded.run(random_requests(seed, size, count, lengths=lengths), target)
         finally:
             close = getattr(target, "close", None)
             if close is not None:

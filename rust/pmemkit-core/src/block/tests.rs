@@ -160,8 +160,7 @@ fn a_refused_request_does_not_latch() {
 
 #[test]
 fn a_fault_rule_without_sense_is_refused() {
-    let rule =
-        FaultRule { ops: OpSet::READ, nth: 0, count: 1, at: 0, len: 1, errno: libc::EIO };
+    let rule = FaultRule { ops: OpSet::READ, nth: 0, count: 1, at: 0, len: 1, errno: libc::EIO };
     let next = stack().top().clone();
     assert!(Fault::new(next, rule).is_err());
 }

@@ -618,8 +618,11 @@ impl Model {
         if *cached {
             ranges.push(Key::Around(start)..=Key::Around(start + LINE_SIZE - 1));
         }
-        let page = start / PAGE_SIZE;
-        ranges.push(Key::Hole(page)..=Key::Hole(page));
+        // Holes come last and are rare; most steps are spared the search.
+        if matches!(self.units.keys().next_back(), Some(Key::Hole(_))) {
+            let page = start / PAGE_SIZE;
+            ranges.push(Key::Hole(page)..=Key::Hole(page));
+        }
         ranges
     }
 }

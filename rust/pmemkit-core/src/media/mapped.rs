@@ -17,20 +17,18 @@
 //! What this does not do: find the granularity out (its maker says it), copy between ranges that
 //! overlap, lock the file against other processes.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{null_mut, NonNull};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
+use super::backing::{append, Backing};
 use super::port::{Outcome, Port, CACHELINE_SIZE};
 use super::stats::{Counters, Stats};
-use super::sys::{self, FileInfo, FileKind, Sharing, Sought};
+use super::sys::{self, FileKind, Sharing};
 use super::{check_range, guard, next_region, Extent, Granularity, Medium, Store};
 use crate::error::{Error, Kind, Result};
 use crate::sg::{RegionId, Segment};
-
-/// A fault in a file with less room than this left on its file system is put down to that.
-const ROOM_BYTES: u64 = 64 << 10;
 
 /// How a file becomes a medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +58,8 @@ impl FileOptions {
 struct View {
     base: *mut u8,
     len: u64,
+    /// How many views came before this one: tells whether the medium was resized since.
+    number: usize,
 }
 
 /// A mapping of ours, undone when dropped.
@@ -83,18 +83,6 @@ impl Drop for Mapping {
 struct Retained {
     mappings: Vec<Mapping>,
     views: Vec<NonNull<View>>,
-}
-
-/// The file behind a mapping.
-struct Backing {
-    fd: OwnedFd,
-    info: FileInfo,
-    offset: u64,
-    sharing: Sharing,
-    /// A descriptor whose position is ours to move.
-    seeker: OnceLock<OwnedFd>,
-    /// Whether holes can be punched, once somebody asked.
-    punches: OnceLock<bool>,
 }
 
 /// Mapped bytes.
@@ -139,17 +127,8 @@ pub fn map_sync_granted(fd: BorrowedFd<'_>) -> Result<bool> {
 impl Mapped {
     /// Maps `len` bytes of an open file. The descriptor is duplicated.
     pub fn file(fd: BorrowedFd<'_>, len: u64, options: FileOptions) -> Result<Mapped> {
-        let info = sys::inspect(fd)?;
-        check_file(&info, len, &options)?;
-        let sharing = if options.map_sync { Sharing::Synchronous } else { Sharing::Shared };
-        let backing = Backing {
-            fd: sys::duplicate(fd)?,
-            info,
-            offset: options.offset,
-            sharing,
-            seeker: OnceLock::new(),
-            punches: OnceLock::new(),
-        };
+        let backing = Backing::new(fd, len, &options)?;
+        let info = backing.info;
         let mut medium = Mapped::bare(options.granularity, Some(backing), info.map_unit);
         medium.read_only = options.read_only;
         medium.resizable =
@@ -217,7 +196,7 @@ impl Mapped {
             retained.mappings.push(Mapping { base, len: whole });
         }
         let base = retained.mappings.last().map_or(NonNull::dangling().as_ptr(), |last| last.base);
-        let view = Box::into_raw(Box::new(View { base, len }));
+        let view = Box::into_raw(Box::new(View { base, len, number: retained.views.len() }));
         // SAFETY: a Box is never null.
         retained.views.push(unsafe { NonNull::new_unchecked(view) });
         self.view.store(view, Ordering::Release);
@@ -286,14 +265,18 @@ impl Mapped {
             let text = format!("the buffer faulted at address {address:#x}");
             return Error::new(Kind::Media, op, text).at(at);
         }
-        let kind_and_text = match &self.backing {
+        let (kind, text) = match &self.backing {
+            // The file may be long enough again by now.
+            Some(_) if self.view().number != view.number => {
+                (Kind::Truncated, "the medium was resized meanwhile".to_owned())
+            }
             Some(file) => file.why(at, len),
             None if self.map_unit > sys::page_size() => {
                 (Kind::NoSpace, "the pool of huge pages is empty".to_owned())
             }
             None => (Kind::Media, "memory failed".to_owned()),
         };
-        Error::new(kind_and_text.0, op, kind_and_text.1).at(offset)
+        Error::new(kind, op, text).at(offset)
     }
 
     /// Starts writing lines back, where that is what this granularity takes.
@@ -381,137 +364,8 @@ impl Drop for Mapped {
     }
 }
 
-impl Backing {
-    /// The kind and the cause of a fault in a range.
-    fn why(&self, at: u64, len: u64) -> (Kind, String) {
-        let fd = self.fd.as_fd();
-        let end = self.offset + at + len;
-        match sys::size_bytes(fd, self.info.kind) {
-            Ok(size) if size < end => {
-                let text = format!("the file has only {size} bytes; the range ends at byte {end}");
-                return (Kind::Truncated, text);
-            }
-            _ => {}
-        }
-        if self.info.kind == FileKind::Hugetlb {
-            return (Kind::NoSpace, "the pool of huge pages is empty".to_owned());
-        }
-        let regular = self.info.kind == FileKind::Regular;
-        match sys::room_bytes(fd) {
-            Ok(Some(room)) if regular && room < ROOM_BYTES => {
-                (Kind::NoSpace, format!("the file system has {room} bytes left to fill a hole"))
-            }
-            _ => (Kind::Media, format!("{len} bytes cannot be accessed: bad media")),
-        }
-    }
-
-    /// Asked by punching nothing: behind the end of a file there is nothing to lose.
-    fn can_punch(&self) -> Result<bool> {
-        if let Some(&known) = self.punches.get() {
-            return Ok(known);
-        }
-        let fd = self.fd.as_fd();
-        let can = match self.info.kind {
-            FileKind::Regular | FileKind::Hugetlb => {
-                let size = sys::size_bytes(fd, self.info.kind)?;
-                let end = size.checked_next_multiple_of(self.info.hole_unit);
-                let room = |&end: &u64| end < i64::MAX as u64 - self.info.hole_unit;
-                match end.filter(room) {
-                    Some(end) => sys::punch(fd, end, self.info.hole_unit)?,
-                    None => false,
-                }
-            }
-            FileKind::Block => sys::block_device_punches(fd)?,
-            FileKind::DeviceDax => false,
-        };
-        Ok(*self.punches.get_or_init(|| can))
-    }
-
-    /// Refuses lengths that the file cannot have and files that go on behind the medium: those
-    /// bytes are not ours to cut off.
-    fn check_resize(&self, len: u64) -> Result<()> {
-        if self.info.kind == FileKind::Hugetlb && !len.is_multiple_of(self.info.map_unit) {
-            let text = format!("{len} bytes are not whole pages of {} bytes", self.info.map_unit);
-            return Err(Error::new(Kind::Invalid, "resize", text));
-        }
-        match self.offset.checked_add(len) {
-            Some(end) if end <= i64::MAX as u64 => Ok(()),
-            _ => {
-                let text = format!("a file cannot have {} + {len} bytes", self.offset);
-                Err(Error::new(Kind::Invalid, "resize", text))
-            }
-        }
-    }
-
-    fn seeker(&self) -> Result<BorrowedFd<'_>> {
-        if self.seeker.get().is_none() {
-            let opened = sys::reopen(self.fd.as_fd())?;
-            self.seeker.get_or_init(|| opened);
-        }
-        Ok(self.seeker.get().unwrap_or(&self.fd).as_fd())
-    }
-
-    /// Data and holes of a range of the file. What lies behind the end of the file counts as data:
-    /// to call it a hole would make readers take lost bytes for zeroes.
-    fn extents(&self, start: u64, len: u64) -> Result<Vec<Extent>> {
-        let end = start + len;
-        let file_end = sys::size_bytes(self.fd.as_fd(), self.info.kind)?.min(end);
-        let mut runs = Vec::new();
-        let mut at = start;
-        while at < file_end {
-            let fd = self.seeker()?;
-            let data = match sys::seek(fd, at, Sought::Data) {
-                Ok(found) => found.unwrap_or(file_end).clamp(at, file_end),
-                Err(_) => at,
-            };
-            append(&mut runs, data - at, true);
-            if data == file_end {
-                at = file_end;
-                break;
-            }
-            let hole = match sys::seek(fd, data, Sought::Hole) {
-                Ok(found) => found.unwrap_or(file_end).clamp(data, file_end),
-                Err(_) => file_end,
-            };
-            append(&mut runs, hole - data, false);
-            // The file may change between the two questions; one byte is progress enough.
-            if hole == at {
-                append(&mut runs, 1, false);
-            }
-            at = hole.max(at + 1);
-        }
-        append(&mut runs, end - at, false);
-        Ok(runs)
-    }
-}
-
-/// Appends a run, joining it with the one before where they are alike.
-fn append(runs: &mut Vec<Extent>, len: u64, hole: bool) {
-    match runs.last_mut() {
-        _ if len == 0 => {}
-        Some(last) if last.hole == hole => last.len += len,
-        _ => runs.push(Extent { len, hole }),
-    }
-}
-
 fn read_only(op: &'static str) -> Error {
     Error::new(Kind::ReadOnly, op, "the medium was mapped read-only")
-}
-
-fn check_file(info: &FileInfo, len: u64, options: &FileOptions) -> Result<()> {
-    let invalid = |text: String| Err(Error::new(Kind::Invalid, "map", text));
-    let offset = options.offset;
-    if !offset.is_multiple_of(info.map_unit) {
-        return invalid(format!("offset {offset} is not a multiple of {} bytes", info.map_unit));
-    }
-    if info.kind == FileKind::DeviceDax && options.granularity == Granularity::Page {
-        return invalid("a device DAX has no file system to ask: not granularity page".to_owned());
-    }
-    if offset.checked_add(len).is_none_or(|end| end > info.size) {
-        let text = format!("{len} bytes do not fit: the file has {} bytes", info.size);
-        return Err(Error::new(Kind::OutOfRange, "map", text).at(offset));
-    }
-    Ok(())
 }
 
 impl Medium for Mapped {
@@ -692,17 +546,6 @@ impl Medium for Mapped {
 
     fn stats(&self) -> Stats {
         self.counters.sum()
-    }
-}
-
-impl Backing {
-    /// Lengths of the file are multiples of this.
-    fn granule(&self) -> u64 {
-        if self.info.kind == FileKind::Hugetlb {
-            self.info.map_unit
-        } else {
-            1
-        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Media: mapped bytes with a store, a flush and a fence. Everything that stores to media, from
-//! Rust or ordered from Python, goes through a [`Medium`], so that one recording medium can test it.
+//! Rust or ordered from Python, goes through a [`Medium`]: one recording medium can test it all.
 //!
 //! The persistence vocabulary is libpmem2's:
 //! - granularity `byte`: a store is durable once it is visible (eADR, or memory that is not
@@ -19,6 +19,7 @@
 //!
 //! What this does not do: retry, cache, count sectors, know about block devices.
 
+mod backing;
 mod choice;
 pub mod crash;
 mod guard;

@@ -31,10 +31,10 @@ compile_error!("pmemkit knows how to write cache lines back on x86-64 and aarch6
 /// Bytes of a cache line, the unit of write-back.
 pub const CACHELINE_SIZE: u64 = 64;
 
-/// Length from which stores go around the cache, unless overridden: libpmem's, which is the internal
-/// unit of the media it was tuned for. Over DRAM, on the CPU with AVX-512 that this was measured on,
-/// the two ways meet between 256 bytes (159 ns through the cache, 194 ns around it) and 512 (215 ns
-/// and 200 ns), so a machine without such media may gain from a threshold of 512.
+/// Length from which stores go around the cache, unless overridden: libpmem's, which is the
+/// internal unit of the media it was tuned for. Over DRAM, on the CPU with AVX-512 that this was
+/// measured on, the two ways meet between 256 bytes (159 ns through the cache, 194 ns around it)
+/// and 512 (215 ns and 200 ns): a machine without such media may gain from a threshold of 512.
 pub const MOVNT_THRESHOLD: u64 = 256;
 
 /// Bytes of zeroes at hand: zeroing is a copy from them.

@@ -1,5 +1,7 @@
 //! The aarch64 half of the port. It is not built on x86-64 machines: there a test assembles
-//! `port_aarch64.S`, which holds the leaf routines and their preconditions.
+//! `port_aarch64.S`, which holds the leaf routines.
+//!
+//! Preconditions: those at the head of `port_aarch64.S`, which [`crate::media::guard`] relies on.
 //!
 //! There are no non-temporal stores here that a fence would cover: [`super::select`] never stores
 //! around the cache where copies are `Generic`.

@@ -1,6 +1,6 @@
 //! The x86-64 half of the port: one assembly template for 16-, 32- and 64-byte vectors.
 //!
-//! Preconditions of the leaf routines, which [`super`] and [`crate::media::guard`] rely on:
+//! Preconditions: [`super`] and [`crate::media::guard`] rely on what holds for the leaf routines:
 //! - they lie between `pmemkit_leaf_start` and `pmemkit_leaf_end` and nothing else does;
 //! - they use no stack and no register that a callee must preserve, so the return address is on top
 //!   of the stack at every instruction and "leave now" is a jump to a landing pad;

@@ -1,8 +1,8 @@
 //! The system calls of media, each wrapped once: mappings, files, holes.
 //!
-//! Preconditions: Linux. File descriptors are borrowed for the length of a call. Calls that a signal
-//! interrupts are made again. Lengths and offsets are bytes; those that do not fit the kernel's
-//! signed 64 bits are refused, not truncated.
+//! Preconditions: Linux. File descriptors are borrowed for the length of a call. Calls that a
+//! signal interrupts are made again. Lengths and offsets are bytes; those that do not fit the
+//! kernel's signed 64 bits are refused, not truncated.
 //!
 //! What this does not do: decide anything, or touch a mapped byte.
 
@@ -211,7 +211,7 @@ pub fn map(
 
 /// Maps private memory that belongs to no file.
 pub fn map_anonymous(len: u64, hugetlb: bool) -> Result<*mut u8> {
-    // Huge pages are reserved at once, so that an empty pool is an error here and not a fault later.
+    // Huge pages are reserved now: an empty pool is an error here and not a fault later.
     let reserve = if hugetlb { libc::MAP_HUGETLB } else { libc::MAP_NORESERVE };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve;
     map_raw(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags)
@@ -352,9 +352,7 @@ pub fn block_device_punches(fd: BorrowedFd<'_>) -> Result<bool> {
     let device = stat(fd)?.st_rdev;
     let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
     let read = |middle: &str| {
-        let path = format!("{base}/{middle}queue/write_zeroes_unmap_max_bytes");
-        let older = format!("{base}/{middle}queue/write_zeroes_max_bytes");
-        fs::read_to_string(path).or_else(|_| fs::read_to_string(older)).ok()
+        fs::read_to_string(format!("{base}/{middle}queue/write_zeroes_max_bytes")).ok()
     };
     // A partition has no queue of its own; its disk is one directory up.
     let text = read("").or_else(|| read("../"));

@@ -1,7 +1,7 @@
 //! One NBD connection in the transmission phase.
 //!
-//! States: receiving -> (parse, execute, gather replies)* -> sending -> receiving; `stopped` and the
-//! end of the stream finish what was received and end; a broken magic or a dead socket ends at once.
+//! States: receiving -> (parse, execute, gather replies)* -> sending -> receiving. `stop` and the
+//! end of the stream finish what was received and end; a broken magic or a dead socket ends it now.
 //!
 //! Invariants:
 //! 1. No request is acknowledged before the device said it is done (and durable, with FUA).
@@ -32,7 +32,7 @@ use crate::sg::{Segment, Sg};
 
 /// Bytes received with one call, at most.
 const RECEIVE_SIZE: usize = 256 << 10;
-/// Replies to a whole queue of reads should fit into the socket: a server that waits for room has to
+/// Replies to a whole queue of reads should fit into the socket: a server that waits for room must
 /// be woken up by the client, which costs the client more than the copy.
 const SEND_BUFFER_SIZE: libc::c_int = 4 << 20;
 /// A write whose missing payload is at least this long is received straight into the mapping.
@@ -379,7 +379,7 @@ impl<'a> Reader<'a> {
         let map = connection.options.map && shared.channel.info().caps.contains(Caps::MAP);
         let worker = shared.clone();
         let work: Work = Arc::new(move |job: Job| {
-            let mut batch = Batch::new();
+            let mut batch = Batch::default();
             worker.execute(&mut batch, &job.accepted, job.payload.as_ptr(), false);
             if worker.send(&mut batch).is_err() {
                 // The reader finds the dead socket by itself; wake it.
@@ -392,7 +392,7 @@ impl<'a> Reader<'a> {
             buffer,
             start: 0,
             end,
-            batch: Batch::new(),
+            batch: Batch::default(),
             pool: Pool::new(connection.options.workers, work),
             polling: Polling::new(connection.options.poll_us * 1000),
             unwaited: 0,

@@ -51,6 +51,7 @@ enum Part {
 }
 
 /// Replies waiting to be sent.
+#[derive(Default)]
 pub struct Batch {
     heads: Vec<u8>,
     owned: Vec<Vec<u8>>,
@@ -67,20 +68,6 @@ pub struct Batch {
 unsafe impl Send for Batch {}
 
 impl Batch {
-    /// An empty batch.
-    pub fn new() -> Self {
-        Batch {
-            heads: Vec::with_capacity(HEADS_SIZE),
-            owned: Vec::new(),
-            spare: Vec::new(),
-            parts: Vec::new(),
-            iov: Vec::new(),
-            payload: 0,
-            replies: 0,
-            last_head_len: 0,
-        }
-    }
-
     /// True when there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()

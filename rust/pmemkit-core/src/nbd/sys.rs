@@ -83,10 +83,12 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
 pub fn set_blocking(fd: BorrowedFd<'_>) -> std::io::Result<()> {
     // SAFETY: plain fcntl on an open descriptor.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
     // SAFETY: as above.
-    if flags < 0
-        || unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) } < 0
-    {
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
+    if set < 0 {
         return Err(std::io::Error::last_os_error());
     }
     Ok(())

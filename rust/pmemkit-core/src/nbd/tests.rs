@@ -203,9 +203,8 @@ fn absurd_payloads_and_broken_magic_end_the_connection() {
 
 #[test]
 fn a_slow_read_does_not_stall_what_comes_after_it() {
-    let stack = stack().layer(|next| {
-        Arc::new(Delay::new(next, OpSet::READ, Duration::from_millis(300)))
-    });
+    let stack =
+        stack().layer(|next| Arc::new(Delay::new(next, OpSet::READ, Duration::from_millis(300))));
     let mut client = connect(&stack, false, Vec::new());
     client.send(&[request(0, 0, 1, 0, 4), write_request(2, 4096, b"quick")].concat());
     assert_eq!(client.reply(), (2, 0));
@@ -216,9 +215,8 @@ fn a_slow_read_does_not_stall_what_comes_after_it() {
 
 #[test]
 fn what_is_in_the_pool_is_answered_before_a_disconnect_ends() {
-    let stack = stack().layer(|next| {
-        Arc::new(Delay::new(next, OpSet::WRITE, Duration::from_millis(50)))
-    });
+    let stack =
+        stack().layer(|next| Arc::new(Delay::new(next, OpSet::WRITE, Duration::from_millis(50))));
     let mut client = connect(&stack, false, Vec::new());
     let mut bytes = Vec::new();
     for cookie in 0..6 {

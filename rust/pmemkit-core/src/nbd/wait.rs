@@ -5,13 +5,14 @@
 //! does not: polling is given up as soon as it stops paying, and taken up again when a blocking
 //! wait turns out to have been short.
 //!
-//! The other half is patience: looking at the socket while the client is still filling it makes both
-//! sides fight over its queue, and splits what could be one batch. After a batch of several requests
-//! the next look is put off by a little time for each of them.
+//! The other half is patience: looking at the socket while the client is still filling it makes
+//! both sides fight over its queue, and splits what could be one batch. After a batch of several
+//! requests the next look is put off by a little time for each of them.
 //!
 //! Invariants:
-//! 1. One wait polls at most `poll_ns_max`, and is put off at most [`GATHER_NS_MAX`], and never more
-//!    than [`GATHER_NS_EACH`] for each request just answered: an idle connection waits for nothing.
+//! 1. One wait polls at most `poll_ns_max`, and is put off at most [`GATHER_NS_MAX`], and never
+//!    more than [`GATHER_NS_EACH`] for each request just answered: an idle connection waits for
+//!    nothing.
 //! 2. After [`MISSES_ALLOWED`] waits in a row in which polling did not pay, no wait polls until a
 //!    blocking one ends within `RESUME_FACTOR * poll_ns_max`.
 //!

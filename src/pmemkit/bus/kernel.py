@@ -1,0 +1,168 @@
+"""The kernel bus: what sysfs says under ``/sys/bus/nd/devices``.
+
+The kernel's words become ndctl's: a namespace claimed by a ``btt`` device is ``sector``, by ``pfn``
+``fsdax``, by ``dax`` ``devdax``; its size is then that of the claiming device. What an attribute
+does not say is left out; nothing is guessed. A machine without nvdimms has no bus.
+
+What this does not do: open device nodes, load modules, need root.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pmemkit.bus.model import Bus, Dimm, Map, Mapping, Mode, Namespace, Region
+
+__all__ = ["kernel_bus"]
+
+_MODES: dict[str, Mode] = {
+    "raw": "raw",
+    "safe": "sector",
+    "memory": "fsdax",
+    "dax": "devdax",
+}
+_MAPS: dict[str, Map] = {"none": "none", "ram": "mem", "pmem": "dev"}
+_NO_UUID = "00000000-0000-0000-0000-000000000000"
+_NUMBER = re.compile(r"\d+")
+
+
+def kernel_bus(sysfs: str | Path = "/sys") -> tuple[Bus, ...]:
+    """Every bus of the machine, in the kernel's order."""
+    devices = Path(sysfs) / "bus" / "nd" / "devices"
+    nodes = [_Node(place.name, place.resolve()) for place in devices.glob("*")]
+    nodes.sort(key=lambda node: [int(number) for number in _NUMBER.findall(node.name)])
+    buses = []
+    for node in nodes:
+        if not re.fullmatch(r"ndbus\d+", node.name):
+            continue
+        below = [each for each in nodes if node.place in each.place.parents]
+        buses.append(
+            Bus(
+                provider=node.text("provider") or "unknown",
+                dev=node.name,
+                dimms=tuple(_dimm(each) for each in _of(below, r"nmem\d+")),
+                regions=tuple(_region(each, below) for each in _of(below, r"region\d+")),
+            )
+        )
+    return tuple(buses)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """One device directory."""
+
+    name: str
+    place: Path
+
+    def text(self, attribute: str) -> str | None:
+        try:
+            return (self.place / attribute).read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def number(self, attribute: str) -> int | None:
+        text = self.text(attribute)
+        try:
+            return None if text is None else int(text, 0)
+        except ValueError:
+            return None
+
+    def node(self, attribute: str = "numa_node") -> int | None:
+        """A NUMA node; the kernel's -1 is none."""
+        number = self.number(attribute)
+        return number if number is not None and number >= 0 else None
+
+    def state(self) -> Literal["disabled"] | None:
+        """Whether no driver has it."""
+        return None if (self.place / "driver").exists() else "disabled"
+
+
+def _of(nodes: list[_Node], pattern: str) -> list[_Node]:
+    return [node for node in nodes if re.fullmatch(pattern, node.name)]
+
+
+def _dimm(node: _Node) -> Dimm:
+    return Dimm(
+        dev=node.name,
+        id=node.text("nfit/id"),
+        handle=node.number("nfit/handle"),
+        phys_id=node.number("nfit/phys_id"),
+        state=node.state(),
+    )
+
+
+def _region(node: _Node, nodes: list[_Node]) -> Region:
+    number = node.name.removeprefix("region")
+    inside = [each for each in nodes if node.place in each.place.parents]
+    namespaces = tuple(
+        namespace
+        for each in _of(inside, rf"namespace{number}\.\d+")
+        if (namespace := _namespace(each, inside)).size > 0
+    )
+    return Region(
+        dev=node.name,
+        size=node.number("size") or 0,
+        available_size=node.number("available_size") or 0,
+        max_available_extent=node.number("max_available_extent"),
+        type="volatile" if "DEVTYPE=nd_volatile" in (node.text("uevent") or "") else "pmem",
+        numa_node=node.node(),
+        iset_id=node.number("set_cookie") or None,
+        mappings=_mappings(node),
+        state=node.state(),
+        persistence_domain=node.text("persistence_domain") or "unknown",
+        namespaces=namespaces,
+    )
+
+
+def _mappings(node: _Node) -> tuple[Mapping, ...]:
+    mappings = []
+    for index in range(node.number("mappings") or 0):
+        fields = (node.text(f"mapping{index}") or "").split(",")
+        if len(fields) < 3:
+            continue
+        try:
+            offset, length = int(fields[1], 0), int(fields[2], 0)
+            position = int(fields[3], 0) if len(fields) > 3 else index
+        except ValueError:
+            continue
+        mapping = Mapping(dimm=fields[0], offset=offset, length=length, position=position)
+        mappings.append(mapping)
+    return tuple(mappings)
+
+
+def _namespace(node: _Node, nodes: list[_Node]) -> Namespace:
+    holder_name = node.text("holder")
+    holder = next((each for each in nodes if each.name == holder_name), None)
+    claim = holder or node
+    mode = _MODES.get(node.text("mode") or "raw", "unknown")
+    raw_uuid = node.text("uuid")
+    uuid = holder.text("uuid") if holder is not None else raw_uuid
+    sector_size = claim.number("sector_size") or (512 if mode != "devdax" else None)
+    disk = next((claim.place / "block").glob("*"), None)
+    # The second place is that of kernels where dax is a bus and no class.
+    characters = [*claim.place.glob("dax/dax*"), *claim.place.glob("dax[0-9]*")]
+    return Namespace(
+        dev=node.name,
+        mode=mode,
+        map=_map_of(mode, holder),
+        size=claim.number("size") or node.number("size") or 0,
+        uuid=uuid if uuid != _NO_UUID else None,
+        raw_uuid=raw_uuid if holder is not None and raw_uuid != _NO_UUID else None,
+        sector_size=sector_size,
+        blockdev=disk.name if disk is not None else None,
+        chardev=characters[0].name if mode == "devdax" and characters else None,
+        name=node.text("alt_name"),
+        numa_node=node.node(),
+        state=claim.state(),
+    )
+
+
+def _map_of(mode: Mode, holder: _Node | None) -> Map | None:
+    """Where the page map is. fsdax without an info block has it in memory; storage has none, and
+    ndctl does not say so."""
+    if mode in ("raw", "sector"):
+        return None
+    if holder is None:
+        return "mem"
+    return _MAPS.get(holder.text("mode") or "")

@@ -1,0 +1,62 @@
+"""What the commands share: parsers with examples, sizes as arguments, JSON on standard output."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pmemkit.errors import PmemError
+from pmemkit.units import parse_size
+
+__all__ = ["add_open_options", "make_parser", "print_json", "size", "typed"]
+
+T = TypeVar("T")
+
+
+def typed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser whose refusal argparse shows as it is."""
+
+    def parse_argument(text: str) -> T:
+        try:
+            return parse(text)
+        except PmemError as refusal:
+            raise argparse.ArgumentTypeError(refusal.message) from None
+
+    return parse_argument
+
+
+size = typed(parse_size)
+
+
+def make_parser(command: str, what: str, examples: str, notes: str = "") -> argparse.ArgumentParser:
+    """A parser that shows examples below its options."""
+    notes = f"{notes}\n\n" if notes else ""
+    return argparse.ArgumentParser(
+        prog=f"pmem {command}",
+        description=what,
+        epilog=f"{notes}examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_open_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that opens regions."""
+    parser.add_argument(
+        "--granularity",
+        choices=("byte", "cacheline", "page"),
+        help="override what the platform says a store needs to be durable",
+    )
+    parser.add_argument(
+        "--locking",
+        choices=("on", "off"),
+        default="on",
+        help="off: open an image that something else has open (two writers destroy it)",
+    )
+
+
+def print_json(value: Any) -> None:
+    """Prints JSON that people can read too."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,0 +1,25 @@
+"""``pmem bench``: hands over to a suite of :mod:`pmemkit.bench`."""
+
+import importlib
+from collections.abc import Sequence
+
+from pmemkit.cli._common import make_parser
+
+__all__ = ["SUITES", "run"]
+
+SUITES = ("nbd", "medium")
+
+_EXAMPLES = """\
+  pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
+  pmem bench medium             copy and persist against libpmem
+  pmem bench nbd --help         options of a suite"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the suite with the rest of the arguments."""
+    parser = make_parser("bench", "Measure against peers, in the same run.", _EXAMPLES)
+    parser.add_argument("suite", metavar="SUITE", choices=SUITES, help=", ".join(SUITES))
+    options = parser.parse_args(list(arguments[:1]))
+    suite = importlib.import_module(f"pmemkit.bench.{options.suite}")
+    code: int = suite.main(list(arguments[1:]))
+    return code

@@ -1,0 +1,211 @@
+"""An opened region: a medium, what is known of it, and the devices made of it.
+
+Invariants:
+1. All devices of a region share one latch: after a failed write through one of them, none writes
+   until the region is reopened.
+2. A device keeps the size the region had when it was made; :meth:`Region.resize` and
+   :meth:`Region.refresh` concern devices made later.
+3. Closing the region closes its devices.
+
+What this does not do: namespaces and labels: a region is one namespace of mode ``raw``.
+"""
+
+import os
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from pmemkit.errors import Closed, InvalidArgument, Latched, PmemError
+from pmemkit.media.granularity import Granularity
+from pmemkit.media.provider import Locking, OpenedMedium, failure_of, open_medium
+from pmemkit.storage.device import BlockDevice
+from pmemkit.storage.layers import Layer, parse_layer
+from pmemkit.units import parse_size
+
+if TYPE_CHECKING:
+    from pmemkit._native.block import Device
+    from pmemkit._native.media import Medium
+
+__all__ = ["Region", "create_file", "open_region"]
+
+
+def open_region(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    create_size: int | str | None = None,
+    granularity: str | None = None,
+    required_granularity: str | None = None,
+    locking: Locking = "on",
+) -> "Region":
+    """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
+    ``hugetlb:1G``) as a region.
+
+    With ``create_size`` a file that does not exist is made, sparse; one that exists stays as it is.
+    ``granularity`` overrides what the platform says a store needs to be durable (``byte``,
+    ``cacheline``, ``page``); ``required_granularity`` refuses a coarser one.
+
+    A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
+    destroy an image. ``locking="off"`` opens it all the same.
+    """
+    if create_size is not None:
+        size = parse_size(create_size) if isinstance(create_size, str) else create_size
+        try:
+            create_file(path, size)
+        except FileExistsError:
+            pass
+        except OSError as cause:
+            raise failure_of(cause, "create", os.fspath(path)) from cause
+    opened = open_medium(
+        path,
+        granularity=granularity,
+        required_granularity=required_granularity,
+        read_only=read_only,
+        locking=locking,
+    )
+    return Region(opened)
+
+
+def create_file(path: str | os.PathLike[str], size: int) -> None:
+    """Makes a new sparse file whose name and size are durable."""
+    if size < 0:
+        raise InvalidArgument(f"{size} bytes are not a size", op="create", path=os.fspath(path))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    except OSError:
+        os.unlink(path)  # noqa: PTH108
+        raise
+    finally:
+        os.close(fd)
+    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)  # noqa: PTH100, PTH120
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class Region:
+    """A range of bytes that a device, a file or memory lends. Made by :func:`pmemkit.open`."""
+
+    def __init__(self, opened: OpenedMedium) -> None:
+        self._opened: OpenedMedium | None = opened
+        self._path = opened.path
+        self._bottom: Device | None = None
+        self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
+
+    def __enter__(self) -> "Region":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._opened is None else f"{self.size} bytes, {self.granularity}"
+        return f"<Region {self._path}: {state}>"
+
+    @property
+    def path(self) -> str:
+        """The path or spec it was opened with."""
+        return self._path
+
+    @property
+    def size(self) -> int:
+        """Bytes, as of opening, :meth:`resize` or :meth:`refresh`."""
+        return len(self._open("size").medium)
+
+    @property
+    def read_only(self) -> bool:
+        """True when it was opened read-only."""
+        return self._open("read_only").read_only
+
+    @property
+    def granularity(self) -> Granularity:
+        """What a store needs to be durable: ``byte``, ``cacheline`` or ``page``."""
+        return self._open("granularity").decision.granularity
+
+    @property
+    def persistence_domain(self) -> str:
+        """What keeps the content when power fails: ``cpu_cache`` or ``memory_controller`` as the
+        kernel says of the region (``unknown`` if it does not), ``file_system`` for a file,
+        ``none`` for what is volatile."""
+        return self._open("persistence_domain").persistence_domain
+
+    @property
+    def volatile(self) -> bool:
+        """True when the content does not outlive the process or a restart of the machine."""
+        return self._open("volatile").volatile_because is not None
+
+    @property
+    def opened(self) -> OpenedMedium:
+        """What was found out when it was opened."""
+        return self._open("opened")
+
+    @property
+    def medium(self) -> "Medium":
+        """The mapped bytes."""
+        return self._open("medium").medium
+
+    def resize(self, size: int) -> None:
+        """Grows or shrinks the region and its backing."""
+        opened = self._open("resize")
+        self._check_latch("resize")
+        try:
+            opened.medium.resize(size)
+        except PmemError as error:
+            raise failure_of(error, "resize", self._path) from None
+        self._bottom = None
+
+    def refresh(self) -> int:
+        """Picks up a size that somebody else gave the backing; gives the size."""
+        opened = self._open("refresh")
+        self._check_latch("refresh")
+        if opened.current_size() != len(opened.medium):
+            opened.remap()
+            self._bottom = None
+        return self.size
+
+    def device(self, *, layers: Sequence[str | Layer] = (), read_only: bool = False) -> BlockDevice:
+        """A block device over the whole region.
+
+        ``layers``: as text (``fault=ops=read,nth=3``; see :mod:`pmemkit.storage.layers`); the first
+        is nearest the client.
+        """
+        opened = self._open("device")
+        parsed = [parse_layer(each) if isinstance(each, str) else each for each in layers]
+        if self._bottom is None:
+            from pmemkit._native import block
+
+            self._bottom = block.raw(opened.medium, read_only=opened.read_only)
+        read_only = read_only or opened.read_only
+        device = BlockDevice(self._bottom, self._path, layers=parsed, read_only=read_only)
+        self._devices.add(device)
+        return device
+
+    def close(self) -> None:
+        """Closes the devices and lets the backing and its lock go. May be called again."""
+        if self._opened is None:
+            return
+        for device in list(self._devices):
+            device.close()
+        self._bottom = None
+        self._opened.close()
+        self._opened = None
+
+    def _open(self, op: str) -> OpenedMedium:
+        if self._opened is None:
+            raise Closed("the region is closed", op=op, path=self._path)
+        return self._opened
+
+    def _check_latch(self, op: str) -> None:
+        reason = self._bottom.latched() if self._bottom is not None else None
+        if reason is not None:
+            text = f"read-only until reopened, after: {reason}"
+            raise Latched(text, op=op, path=self._path)
