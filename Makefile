@@ -19,7 +19,6 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 SUITES := $(PY) tools/suites.py
-export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help build planted peers-demo peers-test peers-bench demo test check bench fuzz soak clean
 
@@ -35,8 +34,10 @@ $(STAMP): pyproject.toml tools/requirements.py
 	test -x $(PY) || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m venv --without-pip $(VENV)
 	mkdir -p build
 	$(PY) tools/requirements.py > build/requirements.txt
+	outer=$$(command -v $(PYTHON)); \
 	if $(PY) -m pip --version > /dev/null 2>&1; then \
-	    pip="$(PY) -m pip"; else pip="$(PYTHON) -m pip --python $(PY)"; fi; \
+	    pip="$(PY) -m pip"; else pip="$$outer -m pip --python $(PY)"; fi; \
+	export PATH="$(CURDIR)/$(BIN):$$PATH"; \
 	$$pip install --quiet --requirement build/requirements.txt; \
 	$$pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

@@ -41,7 +41,7 @@ def make_parser(command: str, what: str, examples: str, notes: str = "") -> argp
     )
 
 
-def add_open_options(parser: argparse.ArgumentParser) -> None:
+def add_open_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Options of every command that opens regions."""
     parser.add_argument(
         "--granularity",

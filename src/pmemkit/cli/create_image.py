@@ -26,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--size", type=size, required=True, help="as 1G; a multiple of 4096 bytes")
     parser.add_argument("--force", action="store_true", help="empty an existing image")
-    parser.add_argument("--json", action="store_true", help="print the namespace, as pmem list does")
+    parser.add_argument("--json", action="store_true", help="print the namespace as pmem list does")
     options = parser.parse_args(arguments)
     if options.size == 0 or options.size % _UNIT:
         text = f"{options.size} bytes are not a positive multiple of {_UNIT}"

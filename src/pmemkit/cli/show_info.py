@@ -22,7 +22,7 @@ _EXAMPLES = """\
 
 _PROMISES = {
     "byte": "a write is durable once it is visible: FLUSH is a fence",
-    "cacheline": "a write is durable when it is acknowledged: its lines are written back and fenced",
+    "cacheline": "a write is durable when it is acknowledged: lines are written back and fenced",
     "page": "a write is durable after FLUSH, or at once with FUA: both are fdatasync or msync",
 }
 _ENTRY_SIZE = 8
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         "Show what a region is, what it promises and what it costs. It may be in use.",
         _EXAMPLES,
     )
-    parser.add_argument("path", metavar="PATH", help="file, block device, device DAX or memory spec")
+    parser.add_argument("path", metavar="PATH", help="file, block device or device DAX")
     parser.add_argument("--granularity", choices=("byte", "cacheline", "page"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
@@ -74,6 +74,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "persistence_domain": region.persistence_domain,
             "durability": _durability(region),
             "atomicity": "8 aligned bytes; sectors may be torn by a power failure",
+            "sharing": "private" if opened.file is None else "shared",
             "map_sync": opened.decision.map_sync,
             "page_size": leaf,
             "page_tables_bytes": page_tables_bytes(region.size, leaf),
@@ -144,18 +145,24 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     rows = [
         ("kind", facts["kind"]),
         ("size", f"{format_size(facts['size'])} ({facts['size']} bytes)"),
-        ("content", f"{format_size(facts['data_bytes'])} data, "
-                    f"{format_size(facts['hole_bytes'])} holes{room}"),
+        (
+            "content",
+            f"{format_size(facts['data_bytes'])} data, "
+            f"{format_size(facts['hole_bytes'])} holes{room}",
+        ),
         ("nature", "unknown, so it is taken for storage; mode raw"),
         ("granularity", facts["granularity"]),
         *(("why", sentence) for sentence in facts["why"]),
         ("durability", facts["durability"]),
         ("atomicity", facts["atomicity"]),
         ("power failure", f"persistence domain {facts['persistence_domain']}"),
-        ("mapping", f"shared, {mapping}, entries of {format_size(facts['page_size'])}"),
+        ("mapping", f"{facts['sharing']}, {mapping}, entries of {format_size(facts['page_size'])}"),
         ("page tables", f"{tables} when all of it is mapped"),
         ("page map", "none; storage never has one"),
-        ("CPU", f"{facts['cpu_flush']}, {facts['cpu_copy']}, non-temporal copies from "
-                f"{facts['nontemporal_threshold']} bytes"),
+        (
+            "CPU",
+            f"{facts['cpu_flush']}, {facts['cpu_copy']}, non-temporal copies from "
+            f"{facts['nontemporal_threshold']} bytes",
+        ),
     ]
     return [facts["path"], *(f"  {name + ':':15} {text}" for name, text in rows)]

@@ -39,7 +39,7 @@ def lock(fd: int, path: str, *, exclusive: bool) -> bool:
         if pid == os.getpid():
             holder = f"this process ({pid})"
         wanted = "writing" if exclusive else "reading beside a writer"
-        text = f"{holder} has it open; {wanted} needs locking=off"
+        text = f"{holder} has it open; {wanted} needs locking off"
         raise Busy(text, op="open", path=path) from cause
     return True
 

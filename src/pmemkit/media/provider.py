@@ -31,7 +31,7 @@ from pmemkit.units import format_size, parse_size
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
 
-__all__ = ["Locking", "OpenedMedium", "failure_of", "open_medium"]
+__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "open_medium"]
 
 Locking = Literal["on", "off"]
 
@@ -52,6 +52,13 @@ _CLASSES: dict[int, type[PmemError]] = {
     errno.EDQUOT: NoSpace,
     errno.EROFS: ReadOnly,
 }
+
+
+def memory_spec(path: str) -> tuple[Backing, str] | None:
+    """Kind and size of a memory spec such as ``memfd:1G``; ``None`` for a path."""
+    scheme, _, size = path.partition(":")
+    backing = _MEMORY_SPECS.get(scheme)
+    return (backing, size) if backing is not None and size else None
 
 
 def failure_of(cause: OSError, op: str, path: str) -> PmemError:
@@ -124,13 +131,12 @@ def open_medium(
     path = os.fspath(path_or_spec)
     if locking not in ("on", "off"):
         raise InvalidArgument(f"locking is on or off, not {locking!r}", op="open", path=path)
-    scheme, _, size_text = path.partition(":")
-    memory = _MEMORY_SPECS.get(scheme) if size_text else None
+    memory = memory_spec(path)
     file: io.FileIO | None = None
     try:
         if memory is not None:
-            backing, size = memory, parse_size(size_text)
-            file = _memory_file(memory, size)
+            backing, size = memory[0], parse_size(memory[1])
+            file = _memory_file(backing, size)
             locked = False
         else:
             file, backing = _open_file(path, read_only)

@@ -17,12 +17,14 @@ What this does not do: open or create anything, show progress (a callback hears 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Protocol
 
 from pmemkit.errors import InvalidArgument, MediaError, NoSpace
 from pmemkit.storage.device import BlockDevice
+from pmemkit.storage.layers import Layer
 from pmemkit.storage.region import Region
 
 __all__ = [
@@ -175,9 +177,21 @@ class DeviceTarget:
 class GrowingTarget:
     """A new file that grows with what arrives. It is cut to its size at the end."""
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: Region, layers: Sequence[str | Layer] = ()) -> None:
         self._region = region
-        self.device = region.device()
+        self._layers = layers
+        self.device = region.device(layers=layers)
+
+    def __enter__(self) -> "GrowingTarget":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.device.close()
 
     @property
     def size(self) -> None:
@@ -203,7 +217,7 @@ class GrowingTarget:
     def _resize(self, size: int) -> None:
         self.device.close()
         self._region.resize(size)
-        self.device = self._region.device()
+        self.device = self._region.device(layers=self._layers)
 
 
 @dataclass(slots=True)
@@ -281,7 +295,7 @@ def copy(
     if buffer_size < 1:
         raise InvalidArgument(f"a buffer of {buffer_size} bytes holds nothing")
     if source.size is not None and target.size is not None and source.size > target.size:
-        text = f"the target has {target.size} bytes, the source {source.size}; nothing was written"
+        text = f"the target has room for {target.size} bytes only, the source has {source.size}"
         raise NoSpace(text, op="copy")
     report = CopyReport()
     try:

@@ -10,7 +10,7 @@
 Needs pytest and Hypothesis.
 """
 
-from pmemkit._native import media
+from pmemkit._native import media as _media
 from pmemkit.testing.crash import (
     DurabilityError,
     DurabilityOracle,
@@ -27,7 +27,7 @@ from pmemkit.testing.stacks import TracedStack, noop_stack, traced_stack
 from pmemkit.testing.state_machine import device_state_machine
 from pmemkit.testing.transmission import TransmissionClient
 
-Recording = media.Recording
+Recording = _media.Recording
 
 __all__ = [
     "Backdoor",

@@ -33,7 +33,7 @@ __all__ = [
     "random_requests",
 ]
 
-WORD = 8
+_WORD = 8
 """Bytes that power failure cannot tear."""
 
 _CHUNK = 256
@@ -136,7 +136,7 @@ class DurabilityOracle:
     """
 
     def __init__(self, initial: bytes) -> None:
-        if len(initial) % WORD:
+        if len(initial) % _WORD:
             raise ValueError(f"{len(initial)} bytes are not whole words")
         self._newest = bytearray(initial)
         self._open: dict[int, _Word] = {}
@@ -153,13 +153,13 @@ class DurabilityOracle:
             if opened is None:
                 opened = self._open[word] = _Word([(-1, self._at(word))])
             last = opened.values[-1][1]
-            if request.op == "discard" or (last is None and len(piece) < WORD):
+            if request.op == "discard" or (last is None and len(piece) < _WORD):
                 value = None
             else:
                 value = (last or b"")[:start] + piece + (last or b"")[start + len(piece) :]
             opened.values.append((number, value))
             if value is not None:
-                self._newest[word * WORD : (word + 1) * WORD] = value
+                self._newest[word * _WORD : (word + 1) * _WORD] = value
 
     def acknowledge(self, number: int, request: Request) -> None:
         """The request was answered: what it promised holds from now on."""
@@ -178,12 +178,12 @@ class DurabilityOracle:
         for start in range(0, len(image), _CHUNK):
             if image[start : start + _CHUNK] == newest[start : start + _CHUNK]:
                 continue
-            for at in range(start, min(start + _CHUNK, len(image)), WORD):
-                found = image[at : at + WORD]
-                if found == newest[at : at + WORD]:
+            for at in range(start, min(start + _CHUNK, len(image)), _WORD):
+                found = image[at : at + _WORD]
+                if found == newest[at : at + _WORD]:
                     continue
-                opened = self._open.get(at // WORD)
-                allowed: list[bytes | None] = [newest[at : at + WORD]]
+                opened = self._open.get(at // _WORD)
+                allowed: list[bytes | None] = [newest[at : at + _WORD]]
                 if opened is not None:
                     allowed = opened.allowed()
                 if found not in allowed and None not in allowed:
@@ -196,7 +196,7 @@ class DurabilityOracle:
         return f"the word at byte {at} holds {found.hex()}, allowed is {listed}"
 
     def _at(self, word: int) -> bytes:
-        return bytes(self._newest[word * WORD : (word + 1) * WORD])
+        return bytes(self._newest[word * _WORD : (word + 1) * _WORD])
 
     def _settle(self, word: int, covered: Callable[[int], bool]) -> None:
         opened = self._open.get(word)
@@ -211,8 +211,8 @@ def _pieces(request: Request) -> Iterator[tuple[int, int, bytes]]:
     """``(word, first byte in it, bytes)`` of a request."""
     done = 0
     while done < len(request.data):
-        word, start = divmod(request.offset + done, WORD)
-        count = min(WORD - start, len(request.data) - done)
+        word, start = divmod(request.offset + done, _WORD)
+        count = min(_WORD - start, len(request.data) - done)
         yield word, start, request.data[done : done + count]
         done += count
 

@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -33,10 +34,10 @@ __all__ = ["DeviceSuite"]
 _OFFSETS = (0, 1, 7, 8, 9, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 8191, 12345, 40001)
 _LENGTHS = (1, 2, 3, 7, 8, 9, 15, 17, 63, 64, 65, 255, 256, 257, 511, 513, 4095, 4096, 4097, 9999)
 
-KNOWN_CAPS = CAPS | {"map"}
+_KNOWN_CAPS = CAPS | {"map"}
 
 
-def pattern(length: int, seed: int) -> bytes:
+def _pattern(length: int, seed: int) -> bytes:
     """Bytes that tell where they belong: random, but the same for the same seed."""
     return random.Random(seed).randbytes(length)
 
@@ -84,7 +85,7 @@ class DeviceSuite:
         assert preferred >= smallest and preferred & (preferred - 1) == 0
         assert device.size % smallest == 0
         assert device.payload_size_max >= smallest
-        assert device.caps <= KNOWN_CAPS
+        assert device.caps <= _KNOWN_CAPS
         assert {"write", "flush"} <= device.caps
 
     def test_what_it_is_does_not_change(self, device: BlockChannel) -> None:
@@ -107,7 +108,7 @@ class DeviceSuite:
         for seed, offset in enumerate(_OFFSETS):
             for length in _LENGTHS:
                 at, count = self.align(device, offset), self.align(device, length)
-                data = pattern(count, seed + length)
+                data = _pattern(count, seed + length)
                 assert device.write(at, data) == count
                 expected[at : at + count] = data
                 around = max(0, at - device.block_size_min)
@@ -117,7 +118,7 @@ class DeviceSuite:
 
     def test_the_whole_device_at_once(self, device: BlockChannel) -> None:
         """One write, one read."""
-        data = pattern(device.size, 1)
+        data = _pattern(device.size, 1)
         assert device.write(0, data) == device.size
         assert device.read(0, device.size) == data
 
@@ -128,7 +129,7 @@ class DeviceSuite:
         choose = random.Random(5)
         for seed in range(200):
             at = choose.randrange(8192 // unit) * unit
-            data = pattern(choose.randrange(1, max(2, 600 // unit)) * unit, seed)
+            data = _pattern(choose.randrange(1, max(2, 600 // unit)) * unit, seed)
             device.write(at, data)
             expected[at : at + len(data)] = data
         assert device.read(0, device.size) == expected
@@ -138,18 +139,18 @@ class DeviceSuite:
         device, backdoor = self.make_device()
         if backdoor is None:
             pytest.skip("this device has no back door")
-        at, data = self.align(device, 4000), pattern(self.align(device, 3000), 2)
+        at, data = self.align(device, 4000), _pattern(self.align(device, 3000), 2)
         device.write(at, data, fua="fua" in device.caps)
         device.flush()
         assert backdoor.peek(at, len(data)) == data
         assert backdoor.peek(0, at) == bytes(at)
-        other = pattern(self.align(device, 700), 3)
+        other = _pattern(self.align(device, 700), 3)
         backdoor.poke(at, other)
         assert device.read(at, len(data)) == other + data[len(other) :]
 
     def test_the_callers_buffer_is_its_own(self, device: BlockChannel) -> None:
         """A write does not change its source, and does not look at it again."""
-        source = bytearray(pattern(self.align(device, 5000), 4))
+        source = bytearray(_pattern(self.align(device, 5000), 4))
         kept = bytes(source)
         device.write(0, source)
         assert source == kept
@@ -159,7 +160,7 @@ class DeviceSuite:
     @pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "slice", "mmap"])
     def test_writes_take_any_buffer(self, device: BlockChannel, kind: str) -> None:
         """Bytes, views of bytes, and mapped memory."""
-        data = pattern(self.align(device, 4096), 6)
+        data = _pattern(self.align(device, 4096), 6)
         source = self._buffer(kind, data)
         assert device.write(self.align(device, 100), source) == len(data)
         assert device.read(self.align(device, 100), len(data)) == data
@@ -167,7 +168,7 @@ class DeviceSuite:
     @pytest.mark.parametrize("kind", ["bytearray", "memoryview", "slice", "mmap"])
     def test_readinto_fills_any_buffer(self, device: BlockChannel, kind: str) -> None:
         """All of it, and not a byte beside it."""
-        data = pattern(self.align(device, 4096), 7)
+        data = _pattern(self.align(device, 4096), 7)
         device.write(self.align(device, 200), data)
         target = self._buffer(kind, bytes(len(data)))
         assert device.readinto(self.align(device, 200), target) == len(data)
@@ -221,7 +222,7 @@ class DeviceSuite:
         """Requests may end exactly at the end."""
         unit = device.block_size_min
         for count in (unit, self.align(device, 7), self.align(device, 5000)):
-            data = pattern(count, count)
+            data = _pattern(count, count)
             device.write(device.size - count, data)
             assert device.read(device.size - count, count) == data
             for call in self._ranged(device):
@@ -238,7 +239,7 @@ class DeviceSuite:
             "2^63": 1 << 63,
             "wraps": (1 << 64) - unit,
         }[where]
-        data = pattern(device.size, 8)
+        data = _pattern(device.size, 8)
         device.write(0, data)
         target = bytearray(b"\xee" * count)
         calls: list[Callable[[], object]] = [
@@ -247,7 +248,7 @@ class DeviceSuite:
             lambda: device.write(at, bytes(count)),
             lambda: device.extents(at, count),
         ]
-        calls += [lambda call=call: call(at, count) for call in self._ranged(device)]  # type: ignore[misc]
+        calls += [partial(call, at, count) for call in self._ranged(device)]
         for refused in calls:
             with pytest.raises(OutOfRange):
                 refused()
@@ -257,7 +258,7 @@ class DeviceSuite:
     def test_lengths_that_wrap_are_refused(self, device: BlockChannel) -> None:
         """A length near 2^64 does not become a small one."""
         unit = device.block_size_min
-        data = pattern(device.size, 9)
+        data = _pattern(device.size, 9)
         device.write(0, data)
         for at, count in ((unit, (1 << 64) - unit), (0, (1 << 64) - unit), (unit, 1 << 63)):
             with pytest.raises(OutOfRange):
@@ -312,7 +313,7 @@ class DeviceSuite:
     def test_what_is_not_offered_is_refused(self, device: BlockChannel) -> None:
         """With ``NotSupported``, and before anything changes."""
         unit = device.block_size_min
-        data = pattern(self.align(device, 4096), 10)
+        data = _pattern(self.align(device, 4096), 10)
         device.write(0, data)
         calls: dict[str, list[Callable[[], object]]] = {
             "fua": [
@@ -359,7 +360,7 @@ class DeviceSuite:
     def test_flush_and_fua_change_nothing_that_is_read(self, device: BlockChannel) -> None:
         """They are accepted, in any number and order."""
         device.flush()
-        data = pattern(self.align(device, 6000), 11)
+        data = _pattern(self.align(device, 6000), 11)
         device.write(0, data, fua="fua" in device.caps)
         device.flush()
         device.flush()
@@ -375,7 +376,7 @@ class DeviceSuite:
         """Whatever the flags, and nothing beside them changes."""
         if "zero" not in device.caps or (fua and "fua" not in device.caps):
             pytest.skip("this device does not zero with these flags")
-        expected = bytearray(pattern(device.size, 12))
+        expected = bytearray(_pattern(device.size, 12))
         device.write(0, expected)
         for offset, length in ((0, 4096), (5000, 1), (9000, 8000), (20000, 16384), (4095, 2)):
             at, count = self.align(device, offset), self.align(device, length)
@@ -388,7 +389,7 @@ class DeviceSuite:
         """A refusal leaves the bytes alone."""
         if "fast_zero" not in device.caps:
             pytest.skip("this device does not offer fast_zero")
-        data = pattern(device.size, 13)
+        data = _pattern(device.size, 13)
         for no_hole in (False, True):
             device.write(0, data)
             at, count = self.align(device, 4096), self.align(device, 10000)
@@ -404,7 +405,7 @@ class DeviceSuite:
         """Its content is undefined afterwards; it can be read, and written again."""
         if "discard" not in device.caps or (fua and "fua" not in device.caps):
             pytest.skip("this device does not discard with these flags")
-        data = pattern(device.size, 14)
+        data = _pattern(device.size, 14)
         device.write(0, data)
         at, count = self.align(device, 4000), self.align(device, 12345)
         device.discard(at, count, fua=fua)
@@ -419,7 +420,7 @@ class DeviceSuite:
         """It is a hint."""
         if "cache" not in device.caps:
             pytest.skip("this device does not offer cache")
-        data = pattern(device.size, 15)
+        data = _pattern(device.size, 15)
         device.write(0, data)
         for offset, length in ((0, 1), (4095, 2), (100, 9000)):
             device.cache(self.align(device, offset), self.align(device, length))
@@ -429,7 +430,7 @@ class DeviceSuite:
     def test_extents_add_up_and_holes_read_as_zeroes(self, device: BlockChannel) -> None:
         """For any range, before and after writing and zeroing."""
         self._check_extents(device, 0, device.size)
-        device.write(self.align(device, 16384), pattern(self.align(device, 4096), 16))
+        device.write(self.align(device, 16384), _pattern(self.align(device, 4096), 16))
         if "zero" in device.caps:
             device.zero(self.align(device, 32768), self.align(device, 8192))
         for offset, length in ((0, 1), (1, 4095), (16383, 4100), (16384, 4096), (30000, 9999)):

@@ -65,15 +65,14 @@ impl Raw {
         Ok(())
     }
 
-    /// Fences what this thread stored, and makes the range durable where FUA asks for it.
+    /// Fences what this thread stored, and makes the range durable where FUA asks for it. A fence
+    /// is all that a write needs on media finer than a page; a hole punched there needs more.
     fn settle(&self, request: &Request<'_>) -> Result<()> {
         if !super::planted("fence") {
             self.medium.fence();
         }
-        let waits = request.flags.contains(Flags::FUA)
-            && self.medium.granularity() == Granularity::Page
-            && !super::planted("fua");
-        if waits {
+        let fenced = request.op == Op::Write && self.medium.granularity() != Granularity::Page;
+        if request.flags.contains(Flags::FUA) && !fenced && !super::planted("fua") {
             self.medium.persist(request.at, request.len)?;
         }
         Ok(())

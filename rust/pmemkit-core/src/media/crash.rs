@@ -15,9 +15,9 @@
 //!    cached store that got to media brought along the non-temporal words of its line that came
 //!    before it; a non-temporal word says nothing about cached stores, but once it is durable no
 //!    older cached store to that word can come back.
-//! 4. A punched hole is news to the file system: each page of it is there or not until `sync` or
-//!    `persist` (of any range: it is one call for the whole file). A later store to the page faulted
-//!    it in again, which commits the hole before the store.
+//! 4. `cacheline` and `byte`: a punched hole is news to the file system. Each page of it is there
+//!    or not until `sync` or `persist` (of any range: it is one call for the whole file). A later
+//!    store to the page faulted it in again, which commits the hole before the store.
 //! 5. `byte`: a cached store is durable when it is complete; the last one may be cut short.
 //!    Non-temporal stores are not in the cache and follow rule 3.
 //! 6. `page`: a page (with torn pages: each 512-byte sector) holds a prefix of the stores to it,

@@ -81,10 +81,17 @@ impl Drop for Memory {
 struct State {
     memory: Memory,
     log: Vec<Entry>,
+    /// True while a hole waits for the file system.
+    unsettled: bool,
 }
 
 impl State {
     fn note(&mut self, event: Event) {
+        match event {
+            Event::Punch { .. } => self.unsettled = true,
+            Event::Sync | Event::Persist { .. } => self.unsettled = false,
+            _ => {}
+        }
         self.log.push(Entry { thread: thread_number(), event });
     }
 
@@ -144,7 +151,7 @@ impl Recording {
             granularity,
             movnt_threshold: AtomicU64::new(port::MOVNT_THRESHOLD),
             initial,
-            state: Mutex::new(State { memory, log: Vec::new() }),
+            state: Mutex::new(State { memory, log: Vec::new(), unsettled: false }),
             cursor: Mutex::new(None),
         })
     }
@@ -335,6 +342,10 @@ impl Medium for Recording {
     fn sync(&self) -> Result<()> {
         self.state().note(Event::Sync);
         Ok(())
+    }
+
+    fn sync_blocks(&self) -> bool {
+        self.granularity == Granularity::Page || self.state().unsettled
     }
 
     /// Whole pages become a hole, as the file system sees it; the rest is zeroed by stores.
@@ -556,6 +567,21 @@ mod tests {
             assert_eq!(visible.unwrap(), expected);
             assert_eq!(medium.state().memory.get(0, 16384), expected);
         }
+    }
+
+    #[test]
+    fn a_hole_waits_for_the_file_system_until_it_is_settled() {
+        for settle in [Medium::sync, |medium: &Recording| medium.persist(0, 8)] {
+            let medium = recording(8192);
+            medium.punch(0, 100).unwrap();
+            assert!(!medium.sync_blocks());
+            medium.punch(0, 4096).unwrap();
+            medium.fence();
+            assert!(medium.sync_blocks());
+            settle(&medium).unwrap();
+            assert!(!medium.sync_blocks());
+        }
+        assert!(Recording::new(1, Granularity::Page, &[]).unwrap().sync_blocks());
     }
 
     #[test]
