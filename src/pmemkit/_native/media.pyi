@@ -112,13 +112,15 @@ class Recording:
         only: Sequence[tuple[int, int]] | None = None,
     ) -> list[bytes]:
         """Images a power failure right after the first ``event`` events could leave, without
-        duplicates: all of them where there are at most ``limit``, otherwise the extremes (nothing,
-        everything pending), every image one or two units away from those, and a seeded sample.
+        duplicates: all of them where there are at most ``limit`` choices, otherwise ``limit`` of
+        them: the extremes (nothing, everything pending), images one and two units away from those
+        for up to three quarters (in seeded order where they do not all fit), and a seeded sample.
         ``only`` limits the choice to lines touching these ``(offset, length)`` ranges; lines
         elsewhere keep their durable state."""
 
     def crash_count(self, event: int) -> int:
-        """How many images there are at this point, saturating at 2^64 - 1."""
+        """How many choices there are at this point, before equal images are merged, saturating at
+        2^64 - 1."""
 
     def durable_image(self, event: int) -> bytes:
         """What is certainly on media after the first ``event`` events."""
