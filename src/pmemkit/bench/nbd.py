@@ -104,8 +104,13 @@ class Server:
             if self._process.poll() is not None:
                 break
             time.sleep(0.02)
-        log = self._log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise SystemFailure(f"{self.name} does not serve on {self.socket}: {log}")
+        raise SystemFailure(f"{self.name} does not serve on {self.socket}: {self.state()}")
+
+    def state(self) -> str:
+        """Whether it runs, and the end of what it said: for messages."""
+        status = self._process.poll()
+        state = "running" if status is None else f"ended with status {status}"
+        return f"{state}; {self._log.read_text(encoding='utf-8', errors='replace')[-2000:]}"
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads so far."""
@@ -123,20 +128,21 @@ class Server:
             self._process.wait()
 
 
-def _fio(uri: str, *words: str, timeout_seconds: float) -> dict[str, float]:
+def _fio(server: Server, *words: str, timeout_seconds: float) -> dict[str, float]:
     """Runs one fio job group and returns its JSON, summed over reads and writes."""
     command = [
-        "fio", "--name=bench", "--ioengine=nbd", f"--uri={uri}", "--group_reporting",
+        "fio", "--name=bench", "--ioengine=nbd", f"--uri={server.uri}", "--group_reporting",
         "--output-format=json", "--gtod_reduce=1", "--norandommap", "--randrepeat=0", *words,
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=timeout_seconds, check=False
     )
     if done.returncode != 0 or "{" not in done.stdout:
-        raise SystemFailure(f"fio on {uri} failed: {done.stderr[-1000:]}{done.stdout[-1000:]}")
+        said = done.stderr[-1000:].strip() or done.stdout[:1000].strip()
+        raise SystemFailure(f"fio on {server.name} failed: {said}; the server: {server.state()}")
     (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
     if job["error"]:
-        raise SystemFailure(f"fio on {uri} failed with error {job['error']}")
+        raise SystemFailure(f"fio on {server.name} failed with error {job['error']}")
     both = (job["read"], job["write"])
     return {
         "iops": sum(side["iops"] for side in both),
@@ -148,7 +154,7 @@ def _fio(uri: str, *words: str, timeout_seconds: float) -> dict[str, float]:
 def _populate(server: Server, size: int) -> None:
     # Flushed, so that writing it back does not fall into the runs.
     words = ("--rw=write", "--bs=1m", "--iodepth=4", f"--size={size}", "--end_fsync=1")
-    _fio(server.uri, *words, timeout_seconds=600)
+    _fio(server, *words, timeout_seconds=600)
 
 
 def _measure(case: Case, server: Server, size: int, seconds: float) -> Sample:
@@ -159,7 +165,7 @@ def _measure(case: Case, server: Server, size: int, seconds: float) -> Sample:
     if case.fsync:
         words.append(f"--fsync={case.fsync}")
     before = server.cpu_seconds()
-    found = _fio(server.uri, *words, timeout_seconds=seconds + 120)
+    found = _fio(server, *words, timeout_seconds=seconds + 120)
     spent = server.cpu_seconds() - before
     speed = found["iops"] if case.counts_operations else found["mib"]
     return Sample(speed, spent * _MEGA / max(1.0, found["operations"]))
