@@ -29,14 +29,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from pmemkit.units import parse_size
 from tools import peers
 
 __all__ = ["Demo", "Failed", "Tree", "choose_tree", "main"]
 
+ROOT = Path(__file__).resolve().parents[1]
 COPIES = 4
 """How often the tree's bytes may lie in the work directory at the same moment."""
 

@@ -7,7 +7,10 @@ from pmemkit.errors import InvalidArgument
 __all__ = ["format_size", "parse_size"]
 
 _SUFFIXES = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_SIZE = re.compile(r"\s*(\d+)(?:\.(\d+))?\s*([bkmgtpe]?)(?:ib|b)?\s*", re.IGNORECASE)
+# The digits are bounded: Python refuses to convert thousands of them with an error of its own.
+_SIZE = re.compile(
+    r"\s*(\d{1,32})(?:\.(\d{1,32}))?\s*([bkmgtpe]?)(?:ib|b)?\s*", re.IGNORECASE | re.ASCII
+)
 _SIZE_MAX = 2**63 - 1
 
 
@@ -37,7 +40,7 @@ def format_size(size: int) -> str:
     """A size for people: ``1.50 GiB``, two decimals at most, exact where it is whole."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024 or unit == "PiB":
+        if round(value, 2) < 1024 or unit == "PiB":
             return f"{value:.0f} {unit}" if value == int(value) else f"{value:.2f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")

@@ -42,7 +42,7 @@ class FileDoor:
 class Native(DeviceSuite):
     """A stack over a medium: subclasses say which."""
 
-    lock_step_examples = 400 if SOAK else 12
+    lock_step_examples = 100 if SOAK else 12
 
     def make_medium(self):
         return media.map_anonymous(SIZE), None

@@ -24,18 +24,18 @@ GRANULARITIES = ["byte", "cacheline", "page"]
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_what_is_acknowledged_survives(granularity, scale):
-    seeds = range(scale(4, 200))
+    seeds = range(scale(4, 60))
     assert check_streams(granularity, seeds) > 100 * len(seeds)
 
 
 def test_torn_pages_change_nothing(scale):
-    assert check_streams("page", range(100, 100 + scale(2, 100)), torn_pages=True) > 0
+    assert check_streams("page", range(100, 100 + scale(2, 40)), torn_pages=True) > 0
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("layers", [block.bounce, lambda below: noop_stack(below, 3)])
 def test_layers_pass_it_on(granularity, layers, scale):
-    assert check_streams(granularity, range(200, 200 + scale(1, 20)), layers=layers) > 0
+    assert check_streams(granularity, range(200, 200 + scale(1, 10)), layers=layers) > 0
 
 
 @pytest.mark.parametrize("map", [True, False])
@@ -50,7 +50,7 @@ def test_the_servers_own_path_survives(granularity, map, scale):
 
     judged = check_streams(
         granularity,
-        range(300, 300 + scale(1, 100)),
+        range(300, 300 + scale(1, 30)),
         size=1 << 16,
         count=30,
         limit=8,

@@ -1,7 +1,12 @@
 """Timing loops that must not run in Python. Used by ``pmem bench``; refuse debug builds there."""
 
 def medium_ns(
-    call: str, length: int, iterations: int, *, library: str | None = None, working_set: int = 1 << 26
+    call: str,
+    length: int,
+    iterations: int,
+    *,
+    library: str | None = None,
+    working_set: int = 1 << 26,
 ) -> float:
     """Median-of-batches nanoseconds of one call over populated memory, walking a working set.
 

@@ -83,7 +83,7 @@ class NativeTransmission:
 
     map: bool = True
     workers: int = 4
-    poll_us: int = 20
+    poll_us: int = 50
 
     def __call__(self, sock: socket.socket, negotiated: Negotiated) -> Transmission:
         """Opens the export and takes the connection over."""
