@@ -9,8 +9,14 @@
 Importing the package loads none of its parts: each name is loaded when it is first used.
 """
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
+
+class _Static:
+    """Stands in for ``typing``, whose import alone takes about as long as starting Python."""
+
+    TYPE_CHECKING = False
+
+
+if _Static.TYPE_CHECKING:
     from pmemkit.errors import PmemError
     from pmemkit.storage.device import BlockDevice, Extent
     from pmemkit.storage.region import Region

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, ReadOnly, SystemFailure
-from pmemkit.media import open_medium
+from pmemkit.media import LinuxPlatform, open_medium
 from pmemkit.media.lock import holder_of
 
 MIB = 1 << 20
@@ -68,6 +68,22 @@ def test_an_override_reaches_the_medium(image, granularity, monkeypatch):
     opened = open_medium(image)
     assert opened.medium.granularity == granularity
     opened.close()
+
+
+def test_map_sync_is_asked_for_where_it_was_granted(image):
+    """A platform that lies shows it: this file's mapping is refused, and not made without."""
+
+    class Lying(LinuxPlatform):
+        def map_sync_granted(self, fd):
+            return True
+
+    with image.open("rb") as file:
+        if LinuxPlatform().map_sync_granted(file.fileno()):
+            pytest.skip("this file is on a DAX mount")
+    with pytest.raises(NotSupported) as refused:
+        open_medium(image, platform=Lying())
+    assert refused.value.path == str(image)
+    open_medium(image, platform=Lying(), granularity="page").close()
 
 
 def test_what_is_required_and_not_there_is_refused_and_nothing_stays_locked(image):
@@ -255,7 +271,7 @@ def test_another_process_holds_it_and_its_death_lets_it_go(image):
     program = textwrap.dedent(
         """
         import sys
-        from pmemkit.media import open_medium
+        from pmemkit.media import LinuxPlatform, open_medium
         opened = open_medium(sys.argv[1])
         print("ready", flush=True)
         sys.stdin.read()

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbd_wire as wire
@@ -266,34 +267,54 @@ def check_acknowledged(image: bytes, writer: Writer) -> None:
         assert all(byte in choices for byte, *choices in mixed), lost
 
 
+@pytest.mark.peer("fio")
 def test_killing_the_server_loses_nothing_acknowledged(
-    image: Path, tmp_path: Path, scale: Callable[[int, int], int]
+    image: Path, tmp_path: Path, need: Callable[[str], str], scale: Callable[[int, int], int]
 ) -> None:
+    """fio keeps the server busy behind SIZE while a client that keeps count writes before it."""
+    os.truncate(image, 2 * SIZE)
+    fio = need("fio")
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     place = tmp_path / "nbd.sock"
     acknowledged = 0
     for number in range(scale(5, 50)):
-        with server_process(image, place) as server:
+        with server_process(image, place) as server, load(fio, place) as noise:
             writer = Writer(server.socket, rng.randrange(2**32), number << 32)
             writer.start()
-            time.sleep(rng.uniform(0.02, 0.3))
+            time.sleep(rng.uniform(0.1, 0.5))
+            assert noise.poll() is None, "fio ended before the server did"
             server.kill()
             writer.join(PATIENCE_SECONDS)
             assert not writer.is_alive()
             assert writer.failure is None, writer.failure
         assert place.exists(), "a killed server leaves its socket file"
-        check_acknowledged(image.read_bytes(), writer)
+        check_acknowledged(image.read_bytes()[:SIZE], writer)
         acknowledged += len(writer.acknowledged)
         with server_process(image, place) as server:
             with wire.RawClient(server.socket) as client:
                 client.start()
-                got = client.ask(wire.request(wire.READ, 0, SIZE), SIZE)
+                got = client.ask(wire.request(wire.READ, 0, 2 * SIZE), 2 * SIZE)
                 assert got == (0, image.read_bytes())
                 client.disconnect()
             assert server.terminate() == 0
     assert acknowledged > 0
+
+
+@contextmanager
+def load(fio: str, place: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """fio writing and reading behind SIZE with flushes, until the server goes away."""
+    words = ["--name=noise", "--ioengine=nbd", f"--uri=nbd+unix:///disk?socket={place}"]
+    words += ["--rw=randrw", "--bsrange=512-256k", "--iodepth=16", "--fsync=64"]
+    words += [f"--offset={SIZE}", f"--size={SIZE}", "--time_based", "--runtime=60"]
+    silent = subprocess.DEVNULL
+    with subprocess.Popen([fio, *words], stdout=silent, stderr=silent) as process:
+        try:
+            yield process
+            assert process.wait(PATIENCE_SECONDS) != 0, "fio did not notice the dead server"
+        finally:
+            process.kill()
 
 
 def test_the_check_notices_a_lost_write() -> None:

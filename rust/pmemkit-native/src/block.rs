@@ -16,7 +16,7 @@ use crate::media::Medium;
 /// Bytes that are copied without giving the GIL up: giving it up costs more than the copy.
 const HOLD_GIL_MAX: u64 = 4096;
 
-const CAP_NAMES: [(Caps, &str); 10] = [
+const CAP_NAMES: [(Caps, &str); 11] = [
     (Caps::WRITE, "write"),
     (Caps::FLUSH, "flush"),
     (Caps::FUA, "fua"),
@@ -27,6 +27,7 @@ const CAP_NAMES: [(Caps, &str); 10] = [
     (Caps::EXTENTS, "extents"),
     (Caps::MAP, "map"),
     (Caps::MULTI_CONN, "multi_conn"),
+    (Caps::MAP_WRITE, "map_write"),
 ];
 
 fn cap_set(py: Python<'_>, caps: Caps) -> PyResult<Bound<'_, PyFrozenSet>> {

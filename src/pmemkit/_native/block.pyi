@@ -20,7 +20,7 @@ class Device:
     def payload_size_max(self) -> int: ...
     @property
     def caps(self) -> frozenset[str]:
-        """Of ``write flush fua discard zero fast_zero cache extents map multi_conn``."""
+        """Of ``write flush fua discard zero fast_zero cache extents map map_write multi_conn``."""
 
     def channel(self, *, read_only: bool = False) -> Channel:
         """A handle for I/O only. Channels of one device share its latch."""

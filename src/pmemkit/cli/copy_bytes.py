@@ -144,6 +144,9 @@ def _copy(options: argparse.Namespace, source: "Source", target: "Target") -> in
             )
         except CopyFailed as failure:
             raise _explain(failure, source.size, options.target) from None
+        except PmemError as refusal:
+            refusal.path = refusal.path or options.target
+            raise
         if options.verify:
             device: BlockDevice = target.device  # type: ignore[attr-defined]
             verify(report, device, progress=show("verify"))

@@ -9,6 +9,7 @@ What this does not do: speak NBD (:mod:`pmemkit.serve` and the core do), daemoni
 
 import argparse
 import os
+import signal
 import stat
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,10 @@ def run(arguments: Sequence[str]) -> int:
             on_event=_print_event if options.verbose else None,
             transmission=NativeTransmission(map=not options.no_map, poll_us=options.poll_us),
         )
+        # From the first URI on, being told to stop is no accident; the server's own handlers come a
+        # moment later.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
         _announce(options, exports, listeners)
         server.run(listeners)
     return 0
@@ -162,13 +167,12 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
     layers: list[Layer] = options.layer
     for name, path, create_size in _named_paths(options):
         # What a client of a read-only export must not do, this process cannot do either.
-        memory = path.startswith("anonymous:")
         region = stack.enter_context(
             open_region(
                 path,
-                read_only=options.read_only and not memory,
+                read_only=options.read_only,
                 create_size=create_size,
-                granularity=None if memory else options.granularity,
+                granularity=options.granularity,
                 locking=options.locking,
             )
         )

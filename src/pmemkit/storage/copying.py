@@ -296,7 +296,7 @@ def copy(
         raise InvalidArgument(f"a buffer of {buffer_size} bytes holds nothing")
     if source.size is not None and target.size is not None and source.size > target.size:
         text = f"the target has room for {target.size} bytes only, the source has {source.size}"
-        raise NoSpace(text, op="copy")
+        raise NoSpace(f"{text}; nothing was written", op="copy")
     report = CopyReport()
     try:
         buffer = bytearray(buffer_size)

@@ -83,7 +83,8 @@ class BlockDevice:
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Of ``write flush fua discard zero fast_zero cache extents map multi_conn``; frozen."""
+        """Of ``write flush fua discard zero fast_zero cache extents map map_write multi_conn``;
+        frozen."""
         return self._capabilities
 
     @property

@@ -140,7 +140,8 @@ impl Channel {
     /// Checks a read or write at the door and appends its segments of media to `out`.
     pub fn map(&self, request: &Request<'_>, out: &mut Sg) -> Result<()> {
         self.check(request)?;
-        if !self.info.caps.contains(Caps::MAP) {
+        let wanted = if request.op == Op::Read { Caps::MAP } else { Caps::MAP_WRITE };
+        if !self.info.caps.contains(wanted) {
             return Err(Error::new(Kind::NotSupported, "map", "a layer needs a buffer"));
         }
         let result = self.device.map(request, out);

@@ -48,7 +48,7 @@ impl Bounce {
     /// Puts the layer on top of `next`.
     pub fn new(next: Arc<dyn Device>) -> Self {
         let mut info = *next.info();
-        info.caps.remove(Caps::MAP);
+        info.caps.remove(Caps::MAP | Caps::MAP_WRITE);
         Bounce { next, info }
     }
 }

@@ -132,6 +132,8 @@ bitflags! {
         const MAP = 256;
         /// A flush on one channel covers the writes of all.
         const MULTI_CONN = 512;
+        /// `Device::map` is offered for writes, too.
+        const MAP_WRITE = 1024;
     }
 }
 

@@ -31,9 +31,8 @@ impl Raw {
         let mut caps = Caps::CACHE | Caps::EXTENTS | Caps::MAP | Caps::MULTI_CONN;
         if !read_only {
             caps |= Caps::WRITE | Caps::FLUSH | Caps::FUA | Caps::DISCARD | Caps::ZERO;
-            if medium.punch(0, 0) == Ok(true) {
-                caps |= Caps::FAST_ZERO;
-            }
+            caps.set(Caps::FAST_ZERO, medium.punch(0, 0) == Ok(true));
+            caps.set(Caps::MAP_WRITE, medium.stores_by_mapping());
         }
         let blocks = medium.sync_blocks();
         let flush = if blocks { OpSet::FLUSH } else { OpSet::empty() };

@@ -25,6 +25,8 @@ pub struct Backing {
     pub info: FileInfo,
     /// Where in the file the medium starts, in bytes.
     pub offset: u64,
+    /// Stores go through the kernel (`pwrite`) instead of the mapping: see [`Backing::store`].
+    pub stores_by_call: bool,
     /// How the file is mapped.
     pub sharing: Sharing,
     /// A descriptor whose position is ours to move.
@@ -39,14 +41,49 @@ impl Backing {
         let info = sys::inspect(fd)?;
         check(&info, len, options)?;
         let sharing = if options.map_sync { Sharing::Synchronous } else { Sharing::Shared };
+        let cached = matches!(info.kind, FileKind::Regular | FileKind::Block);
+        let stores_by_call =
+            cached && options.granularity == Granularity::Page && !sys::is_tmpfs(fd)?;
         Ok(Backing {
             fd: sys::duplicate(fd)?,
             info,
+            stores_by_call,
             offset: options.offset,
             sharing,
             seeker: OnceLock::new(),
             punches: OnceLock::new(),
         })
+    }
+
+    /// Stores a range with `pwrite`, which the mapping sees at once. On a file behind a page cache
+    /// that beats a store through the mapping: the first store to a clean page faults, and it
+    /// dirties the whole folio that the page is part of, which the next sync then writes out.
+    /// The end of the file is looked at first, because `pwrite` would move it.
+    ///
+    /// # Safety
+    /// `source` must be valid for reads of `len` bytes.
+    pub unsafe fn store(&self, at: u64, source: *const u8, len: u64) -> Result<()> {
+        let (start, size) = (self.offset + at, sys::size_bytes(self.fd.as_fd(), self.info.kind)?);
+        if start + len > size {
+            let text =
+                format!("the file has only {size} bytes; the range ends at byte {}", start + len);
+            return Err(Error::new(Kind::Truncated, "write", text).at(at));
+        }
+        // SAFETY: the caller vouches for the source.
+        unsafe { sys::write(self.fd.as_fd(), start, source, len) }.map_err(|error| error.at(at))
+    }
+
+    /// Fills a range with zeroes as [`Backing::store`] would.
+    pub fn zero(&self, at: u64, len: u64) -> Result<()> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(ZEROES.len() as u64);
+            // SAFETY: the source is a static of at least `part` bytes.
+            unsafe { self.store(at + done, ZEROES.as_ptr(), part)? };
+            done += part;
+        }
+        Ok(())
     }
 
     /// The kind and the cause of a fault in a range.

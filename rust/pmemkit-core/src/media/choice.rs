@@ -138,22 +138,23 @@ impl<E, F: FnMut(&[u64]) -> Result<bool, E>> Walk<'_, F> {
     }
 
     /// One unit turned over against an extreme, then two; in seeded order, so that another seed
-    /// tries others where they do not all fit.
+    /// tries others where they do not all fit. The work is bounded also where many stores changed
+    /// nothing, so that most combinations are equal.
     fn neighbours(&mut self, limit_one: usize, limit_two: usize) -> Result<(), E> {
         let mut order: Vec<usize> = (0..self.last.len()).collect();
         for index in (1..order.len()).rev() {
             order.swap(index, self.random.below(index as u64 + 1) as usize);
         }
-        for unit in &order {
+        let tries = limit_two.saturating_mul(4);
+        for unit in order.iter().take(tries) {
             self.turned(&[*unit], limit_one)?;
         }
-        for (index, one) in order.iter().enumerate() {
-            for two in &order[..index] {
-                if self.found >= limit_two {
-                    return Ok(());
-                }
-                self.turned(&[*one, *two], limit_two)?;
+        let pairs = (1..order.len()).flat_map(|one| (0..one).map(move |two| (one, two)));
+        for (one, two) in pairs.take(tries) {
+            if self.found >= limit_two {
+                return Ok(());
             }
+            self.turned(&[order[one], order[two]], limit_two)?;
         }
         Ok(())
     }

@@ -941,6 +941,21 @@ mod tests {
     }
 
     #[test]
+    fn many_stores_that_changed_nothing_do_not_hold_the_sample_up() {
+        let mut log = vec![around(0, &[0; 32768])];
+        log.push(store(32768, &[A; 64]));
+        let same = model(Granularity::Cacheline, 32768 + 64, &log);
+        let mut tried = 0;
+        let wanted = Wanted { limit: 16, ..Wanted::default() };
+        let found = same.images(&wanted, |_| {
+            tried += 1;
+            Ok::<(), ()>(())
+        });
+        assert_eq!(found, Ok(tried));
+        assert!((2..=16).contains(&tried), "{tried}");
+    }
+
+    #[test]
     fn only_lines_that_were_named_are_chosen() {
         let log = [store(0, &[A; 8]), store(64, &[B; 8])];
         let dirty = model(Granularity::Cacheline, 256, &log);

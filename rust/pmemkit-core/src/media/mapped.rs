@@ -391,6 +391,10 @@ impl Medium for Mapped {
     unsafe fn store(&self, at: u64, source: *const u8, len: u64, how: Store) -> Result<()> {
         let view = self.writable("write", at, len)?;
         self.counters.stored(len);
+        if let Some(file) = self.backing.as_ref().filter(|file| file.stores_by_call) {
+            // SAFETY: the caller vouches for the source.
+            return unsafe { file.store(at, source, len) };
+        }
         // SAFETY: the range lies within the view; the caller vouches for the source.
         let outcome = unsafe {
             let target = view.base.add(at as usize);
@@ -405,6 +409,9 @@ impl Medium for Mapped {
     fn zero(&self, at: u64, len: u64) -> Result<()> {
         let view = self.writable("zero", at, len)?;
         self.counters.stored(len);
+        if let Some(file) = self.backing.as_ref().filter(|file| file.stores_by_call) {
+            return file.zero(at, len);
+        }
         let how = self.how(Store::Auto);
         // SAFETY: the range lies within the view.
         let outcome = unsafe { self.port.zero(view.base.add(at as usize), len, how) };
@@ -424,6 +431,10 @@ impl Medium for Mapped {
         // SAFETY: the aligned word lies within the view, whose base is a page boundary.
         let outcome = unsafe { self.port.store_u64(view.base.add(at as usize), value.to_le()) };
         self.settle("write", view, at, 8, outcome)
+    }
+
+    fn stores_by_mapping(&self) -> bool {
+        self.backing.as_ref().is_none_or(|file| !file.stores_by_call)
     }
 
     fn stored_elsewhere(&self, at: u64, len: u64) -> Result<()> {

@@ -124,6 +124,12 @@ pub trait Medium: Send + Sync {
     /// mapping, a program with a view. They count as cached stores that were not flushed.
     fn stored_elsewhere(&self, at: u64, len: u64) -> Result<()>;
 
+    /// True when storing through [`Medium::address`] is as good as [`Medium::store`]. False for a
+    /// file behind a page cache, where it costs a fault a page and more data at the next sync.
+    fn stores_by_mapping(&self) -> bool {
+        true
+    }
+
     /// Starts writing the cache lines of the range back. A no-op unless granularity is `cacheline`.
     fn flush(&self, at: u64, len: u64) -> Result<()>;
 

@@ -15,6 +15,7 @@ use std::ptr::null_mut;
 use crate::error::{Error, Kind, Result};
 
 const HUGETLBFS_MAGIC: libc::c_long = 0x9584_58f6;
+const TMPFS_MAGIC: libc::c_long = 0x0102_1994;
 
 /// `BLKGETSIZE64`, which the libc crate does not name: `_IOR(0x12, 114, size_t)`.
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
@@ -148,13 +149,22 @@ fn stat(fd: BorrowedFd<'_>) -> Result<libc::stat> {
 }
 
 fn is_hugetlb(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(file_system(fd)? == HUGETLBFS_MAGIC)
+}
+
+/// True for a file that has no media behind its page cache: a memfd, or one on tmpfs.
+pub fn is_tmpfs(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(file_system(fd)? == TMPFS_MAGIC)
+}
+
+/// The magic number of the file system that a file is on.
+fn file_system(fd: BorrowedFd<'_>) -> Result<libc::c_long> {
     let mut status = MaybeUninit::<libc::statfs>::uninit();
     // SAFETY: there is room for one statfs.
     let call = || unsafe { libc::fstatfs(fd.as_raw_fd(), status.as_mut_ptr()) };
     retry("map", "fstatfs", call)?;
     // SAFETY: the call succeeded and filled it in.
-    let status = unsafe { status.assume_init() };
-    Ok(status.f_type == HUGETLBFS_MAGIC)
+    Ok(unsafe { status.assume_init() }.f_type)
 }
 
 fn block_device_size(fd: BorrowedFd<'_>) -> Result<u64> {
@@ -214,7 +224,39 @@ pub fn map_anonymous(len: u64, hugetlb: bool) -> Result<*mut u8> {
     // Huge pages are reserved now: an empty pool is an error here and not a fault later.
     let reserve = if hugetlb { libc::MAP_HUGETLB } else { libc::MAP_NORESERVE };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | reserve;
-    map_raw(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags)
+    let base = map_raw(-1, 0, len, libc::PROT_READ | libc::PROT_WRITE, flags)?;
+    if !hugetlb {
+        // Large entries make smaller page tables. Whether there are any is for the kernel to say.
+        // SAFETY: the range was mapped just now.
+        unsafe { libc::madvise(base.cast(), len as usize, libc::MADV_HUGEPAGE) };
+    }
+    Ok(base)
+}
+
+/// Writes a range of a file, as often as it takes.
+///
+/// # Safety
+/// `source` must be valid for reads of `len` bytes.
+pub unsafe fn write(fd: BorrowedFd<'_>, offset: u64, source: *const u8, len: u64) -> Result<()> {
+    let mut done = 0;
+    while done < len {
+        let at = signed("write", offset + done)?;
+        // SAFETY: the rest of the source lies within what the caller vouches for.
+        let moved = unsafe {
+            let rest = source.add(done as usize);
+            libc::pwrite(fd.as_raw_fd(), rest.cast(), (len - done) as usize, at)
+        };
+        match moved {
+            0 => return Err(Error::from_errno("write", libc::ENOSPC, "pwrite of nothing")),
+            1.. => done += moved as u64,
+            _ if std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR) => {}
+            _ => {
+                let text = format!("pwrite of {} bytes", len - done);
+                return Err(Error::last_os("write", text).at(offset + done));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn map_raw(fd: i32, offset: i64, len: u64, protection: i32, flags: i32) -> Result<*mut u8> {

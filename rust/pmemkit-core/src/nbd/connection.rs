@@ -366,8 +366,10 @@ struct Reader<'a> {
     unwaited: u64,
     /// Payload of a long write to a stack that does not offer `map`.
     scratch: Vec<u8>,
-    /// Reads may be answered, and writes received, straight from and to media.
+    /// Reads may be answered straight from media.
     map: bool,
+    /// Writes may be received straight into media.
+    map_write: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -376,7 +378,8 @@ impl<'a> Reader<'a> {
         let end = received.len();
         let mut buffer = received;
         buffer.resize(RECEIVE_SIZE.max(end), 0);
-        let map = connection.options.map && shared.channel.info().caps.contains(Caps::MAP);
+        let offers = |cap| connection.options.map && shared.channel.info().caps.contains(cap);
+        let (map, map_write) = (offers(Caps::MAP), offers(Caps::MAP_WRITE));
         let worker = shared.clone();
         let work: Work = Arc::new(move |job: Job| {
             let mut batch = Batch::default();
@@ -398,6 +401,7 @@ impl<'a> Reader<'a> {
             unwaited: 0,
             scratch: Vec::new(),
             map,
+            map_write,
         }
     }
 
@@ -464,7 +468,7 @@ impl<'a> Reader<'a> {
             self.start += payload;
             return Ok(());
         }
-        if self.map {
+        if self.map_write {
             return self.write_direct(accepted);
         }
         let mut copy = std::mem::take(&mut self.scratch);
