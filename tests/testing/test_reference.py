@@ -37,7 +37,7 @@ def test_it_refuses_with_the_right_class():
         device.zero(0, 512)
     with pytest.raises(NotSupported):
         device.write(0, bytes(512), fua=True)
-    with pytest.raises(OverflowError):
+    with pytest.raises(OutOfRange):
         device.read(-512, 512)
     with pytest.raises(ReadOnly):
         ReferenceDevice(4096, read_only=True).write(0, b"x")

@@ -8,7 +8,7 @@ use pmemkit_core::media::{self as core, Granularity, Store};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::buffer::Held;
+use crate::buffer::{Bytes, Held};
 use crate::error::to_py;
 
 /// Bytes that are copied without giving the GIL up: giving it up costs more than the copy.
@@ -78,22 +78,22 @@ impl Medium {
     fn read<'py>(
         &self,
         py: Python<'py>,
-        offset: u64,
-        length: u64,
+        offset: Bytes,
+        length: Bytes,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        core::check_range("read", offset, length, self.inner.len()).map_err(to_py)?;
-        PyBytes::new_with(py, length as usize, |bytes| {
+        core::check_range("read", offset.0, length.0, self.inner.len()).map_err(to_py)?;
+        PyBytes::new_with(py, length.0 as usize, |bytes| {
             let target = bytes.as_mut_ptr() as usize;
             // SAFETY: the new object has `length` bytes, and nobody else has seen it yet.
-            run(py, length, || unsafe { self.inner.load(offset, target as *mut u8, length) })
+            run(py, length.0, || unsafe { self.inner.load(offset.0, target as *mut u8, length.0) })
         })
     }
 
-    fn readinto(&self, py: Python<'_>, offset: u64, target: &Bound<'_, PyAny>) -> PyResult<u64> {
+    fn readinto(&self, py: Python<'_>, offset: Bytes, target: &Bound<'_, PyAny>) -> PyResult<u64> {
         let held = Held::new(target, true)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.load(offset, address.get(), len) })?;
+        run(py, len, || unsafe { self.inner.load(offset.0, address.get(), len) })?;
         Ok(len)
     }
 
@@ -101,7 +101,7 @@ impl Medium {
     fn write(
         &self,
         py: Python<'_>,
-        offset: u64,
+        offset: Bytes,
         data: &Bound<'_, PyAny>,
         how: &str,
     ) -> PyResult<()> {
@@ -109,51 +109,51 @@ impl Medium {
         let held = Held::new(data, false)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.store(offset, address.get(), len, how) })
+        run(py, len, || unsafe { self.inner.store(offset.0, address.get(), len, how) })
     }
 
-    fn zero(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
-        run(py, length, || self.inner.zero(offset, length))
+    fn zero(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
+        run(py, length.0, || self.inner.zero(offset.0, length.0))
     }
 
-    fn load_u64(&self, offset: u64) -> PyResult<u64> {
-        self.inner.load_u64(offset).map_err(to_py)
+    fn load_u64(&self, offset: Bytes) -> PyResult<u64> {
+        self.inner.load_u64(offset.0).map_err(to_py)
     }
 
-    fn store_u64(&self, offset: u64, value: u64) -> PyResult<()> {
-        self.inner.store_u64(offset, value).map_err(to_py)
+    fn store_u64(&self, offset: Bytes, value: u64) -> PyResult<()> {
+        self.inner.store_u64(offset.0, value).map_err(to_py)
     }
 
-    fn flush(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
-        run(py, length, || self.inner.flush(offset, length))
+    fn flush(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
+        run(py, length.0, || self.inner.flush(offset.0, length.0))
     }
 
     fn fence(&self) {
         self.inner.fence();
     }
 
-    fn persist(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<()> {
+    fn persist(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
         if self.inner.sync_blocks() {
-            return py.detach(|| self.inner.persist(offset, length)).map_err(to_py);
+            return py.detach(|| self.inner.persist(offset.0, length.0)).map_err(to_py);
         }
-        run(py, length, || self.inner.persist(offset, length))
+        run(py, length.0, || self.inner.persist(offset.0, length.0))
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.inner.sync()).map_err(to_py)
     }
 
-    fn punch(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<bool> {
-        py.detach(|| self.inner.punch(offset, length)).map_err(to_py)
+    fn punch(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<bool> {
+        py.detach(|| self.inner.punch(offset.0, length.0)).map_err(to_py)
     }
 
-    fn extents(&self, py: Python<'_>, offset: u64, length: u64) -> PyResult<Vec<(u64, bool)>> {
-        let runs = py.detach(|| self.inner.extents(offset, length)).map_err(to_py)?;
+    fn extents(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<Vec<(u64, bool)>> {
+        let runs = py.detach(|| self.inner.extents(offset.0, length.0)).map_err(to_py)?;
         Ok(runs.iter().map(|run| (run.len, run.hole)).collect())
     }
 
-    fn resize(&self, py: Python<'_>, length: u64) -> PyResult<()> {
-        py.detach(|| self.inner.resize(length)).map_err(to_py)
+    fn resize(&self, py: Python<'_>, length: Bytes) -> PyResult<()> {
+        py.detach(|| self.inner.resize(length.0)).map_err(to_py)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

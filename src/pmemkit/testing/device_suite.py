@@ -34,7 +34,7 @@ __all__ = ["DeviceSuite"]
 _OFFSETS = (0, 1, 7, 8, 9, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 8191, 12345, 40001)
 _LENGTHS = (1, 2, 3, 7, 8, 9, 15, 17, 63, 64, 65, 255, 256, 257, 511, 513, 4095, 4096, 4097, 9999)
 
-_KNOWN_CAPS = CAPS | {"map"}
+_KNOWN_CAPS = CAPS | {"map", "map_write"}
 
 
 def _pattern(length: int, seed: int) -> bytes:
@@ -272,16 +272,15 @@ class DeviceSuite:
 
     def test_numbers_that_are_no_offsets_are_refused(self, device: BlockChannel) -> None:
         """Negative ones and those of 2^64 and more."""
-        refused = (OverflowError, OutOfRange, InvalidArgument)
         for number in (-1, -device.size, 1 << 64, 1 << 80):
-            with pytest.raises(refused):
+            with pytest.raises(OutOfRange):
                 device.read(number, 1)
-            with pytest.raises(refused):
+            with pytest.raises(OutOfRange):
                 device.read(0, number)
-            with pytest.raises(refused):
+            with pytest.raises(OutOfRange):
                 device.write(number, b"x")
             for call in self._ranged(device):
-                with pytest.raises(refused):
+                with pytest.raises(OutOfRange):
                     call(number, 1)
         assert device.read(0, device.size) == bytes(device.size)
 

@@ -29,8 +29,8 @@ _CHANGES = frozenset({"write", "fua", "flush", "discard", "zero", "fast_zero"})
 class ReferenceDevice:
     """A device and its channel in one, with the checks and errors of the real door.
 
-    Offsets and lengths are bytes. A number that no unsigned 64-bit integer can hold is an
-    ``OverflowError``, as from any conversion to a machine's integer.
+    Offsets and lengths are bytes. A number that no unsigned 64-bit integer can hold is
+    :class:`OutOfRange`, as any other that lies outside the device.
     """
 
     block_size_preferred = 4096
@@ -134,7 +134,7 @@ class ReferenceDevice:
     ) -> None:
         for number in (offset, length):
             if not 0 <= number < 1 << 64:
-                raise OverflowError(f"{number} is not an unsigned 64-bit integer")
+                raise OutOfRange(f"{number} is not between 0 and 2^64 - 1", op=op)
         if op in ("write", "discard", "zero") and "write" not in self._caps:
             raise ReadOnly("the device is read-only", op=op, offset=offset)
         if op not in ("read", "extents") and op not in self._caps:
