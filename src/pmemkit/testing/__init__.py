@@ -7,8 +7,12 @@
 - :func:`noop_stack` and :func:`traced_stack`: stacks of layers that change nothing.
 - :class:`TransmissionClient`: the server's own path to the media, without a handshake.
 
-Needs pytest and Hypothesis.
+:class:`DeviceSuite` needs pytest and :func:`device_state_machine` Hypothesis: these two are loaded
+when they are first used, everything else works without.
 """
+
+import importlib
+from typing import TYPE_CHECKING
 
 from pmemkit._native import media as _media
 from pmemkit.testing.crash import (
@@ -20,14 +24,18 @@ from pmemkit.testing.crash import (
     check_streams,
     random_requests,
 )
-from pmemkit.testing.device_suite import DeviceSuite
 from pmemkit.testing.protocols import Backdoor, BlockChannel
 from pmemkit.testing.reference import ReferenceDevice
 from pmemkit.testing.stacks import TracedStack, noop_stack, traced_stack
-from pmemkit.testing.state_machine import device_state_machine
 from pmemkit.testing.transmission import TransmissionClient
 
+if TYPE_CHECKING:
+    from pmemkit.testing.device_suite import DeviceSuite
+    from pmemkit.testing.state_machine import device_state_machine
+
 Recording = _media.Recording
+
+_LATE = {"DeviceSuite": "device_suite", "device_state_machine": "state_machine"}
 
 __all__ = [
     "Backdoor",
@@ -48,3 +56,11 @@ __all__ = [
     "random_requests",
     "traced_stack",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value
+    return value
