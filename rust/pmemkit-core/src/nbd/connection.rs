@@ -362,8 +362,9 @@ struct Reader<'a> {
     batch: Batch,
     pool: Pool,
     polling: Polling,
-    /// Requests since the last look at the socket.
-    unwaited: u64,
+    /// Writes, and other requests, since the last look at the socket.
+    writes: u32,
+    others: u32,
     /// Payload of a long write to a stack that does not offer `map`.
     scratch: Vec<u8>,
     /// Reads may be answered straight from media.
@@ -398,7 +399,8 @@ impl<'a> Reader<'a> {
             batch: Batch::default(),
             pool: Pool::new(connection.options.workers, work),
             polling: Polling::new(connection.options.poll_us * 1000),
-            unwaited: 0,
+            writes: 0,
+            others: 0,
             scratch: Vec::new(),
             map,
             map_write,
@@ -427,7 +429,10 @@ impl<'a> Reader<'a> {
         };
         self.start += REQUEST_SIZE;
         Totals::add(&self.shared.totals.requests, 1);
-        self.unwaited += 1;
+        match header.payload_len() {
+            0 => self.others += 1,
+            _ => self.writes += 1,
+        }
         match self.shared.session.judge(&header) {
             Ok(Accepted { command: Command::Disconnect, .. }) => return Err(End::Disconnect),
             Ok(accepted) => self.dispatch(&accepted)?,
@@ -650,8 +655,8 @@ impl<'a> Reader<'a> {
     /// Leaves the socket alone while the client fills it; returns the time afterwards.
     fn gather(&mut self) -> u64 {
         let mut now = sys::now_ns();
-        let until = now + self.polling.gather_ns(self.unwaited);
-        self.unwaited = 0;
+        let until = now + self.polling.gather_ns(self.writes, self.others);
+        (self.writes, self.others) = (0, 0);
         while now < until {
             sys::pause_between_polls();
             now = sys::now_ns();
