@@ -8,6 +8,7 @@
     ├── NoSpace                     ENOSPC      5
     ├── MediaError                  EIO         6
     │   └── Truncated               EIO         6
+    ├── Corrupt                     EUCLEAN     12
     ├── Latched                     EROFS       7
     ├── Closed                      EBADF       8
     ├── Busy                        EBUSY       9
@@ -24,6 +25,7 @@ from typing import ClassVar
 __all__ = [
     "Busy",
     "Closed",
+    "Corrupt",
     "InvalidArgument",
     "Latched",
     "MediaError",
@@ -119,6 +121,14 @@ class Truncated(MediaError):
     """The backing file became shorter than the mapping."""
 
     kind = "truncated"
+
+
+class Corrupt(PmemError):
+    """What is on media breaks its format: a signature, a checksum, a value out of its range."""
+
+    kind = "corrupt"
+    default_errno = _errno.EUCLEAN
+    exit_code = 12
 
 
 class Latched(PmemError):

@@ -24,6 +24,8 @@ pub enum Kind {
     Media,
     /// The backing file became shorter than the mapping.
     Truncated,
+    /// What is on media breaks its format: a signature, a checksum, a value.
+    Corrupt,
     /// An earlier write or flush failed and the device is read-only until it is reopened.
     Latched,
     /// Use after close.
@@ -38,7 +40,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in declaration order.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Invalid,
         Kind::OutOfRange,
         Kind::NotSupported,
@@ -46,6 +48,7 @@ impl Kind {
         Kind::NoSpace,
         Kind::Media,
         Kind::Truncated,
+        Kind::Corrupt,
         Kind::Latched,
         Kind::Closed,
         Kind::Busy,
@@ -63,6 +66,7 @@ impl Kind {
             Kind::NoSpace => "no_space",
             Kind::Media => "media",
             Kind::Truncated => "truncated",
+            Kind::Corrupt => "corrupt",
             Kind::Latched => "latched",
             Kind::Closed => "closed",
             Kind::Busy => "busy",
@@ -79,6 +83,7 @@ impl Kind {
             Kind::ReadOnly | Kind::Latched => libc::EROFS,
             Kind::NoSpace => libc::ENOSPC,
             Kind::Media | Kind::Truncated | Kind::System => libc::EIO,
+            Kind::Corrupt => libc::EUCLEAN,
             Kind::Closed => libc::EBADF,
             Kind::Busy => libc::EBUSY,
             Kind::Protocol => libc::EPROTO,

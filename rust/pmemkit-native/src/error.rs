@@ -15,6 +15,7 @@ const fn class_name(kind: Kind) -> &'static str {
         Kind::NoSpace => "NoSpace",
         Kind::Media => "MediaError",
         Kind::Truncated => "Truncated",
+        Kind::Corrupt => "Corrupt",
         Kind::Latched => "Latched",
         Kind::Closed => "Closed",
         Kind::Busy => "Busy",
