@@ -264,7 +264,8 @@ fn errno_of(error: &Error) -> Errno {
         Kind::Latched => Errno::Perm,
         Kind::NoSpace => Errno::NoSpc,
         Kind::Closed => Errno::Shutdown,
-        Kind::Media | Kind::Truncated | Kind::Busy | Kind::Protocol | Kind::System => Errno::Io,
+        Kind::Media | Kind::Truncated | Kind::Corrupt => Errno::Io,
+        Kind::Busy | Kind::Protocol | Kind::System => Errno::Io,
     }
 }
 
