@@ -315,19 +315,26 @@ def test_another_process_holds_it_and_its_death_lets_it_go(image):
     open_medium(image).close()
 
 
-def test_the_holder_is_found_in_the_kernels_table(tmp_path):
-    place = tmp_path / "file"
-    with place.open("wb") as file:
-        status = place.stat()
+def test_the_holder_is_found_among_the_open_files(tmp_path):
+    """Of the locks in ``/proc/PID/fdinfo``, the one on this file that covers the range counts."""
+    path = tmp_path / "image"
+    path.write_bytes(b"")
+    base = 1 << 62
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
         number = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-        table = tmp_path / "locks"
-        table.write_text(
-            f"1: POSIX  ADVISORY  WRITE 11 {number} 0 EOF\n"
-            "2: FLOCK  ADVISORY  WRITE 12 08:01:5 0 EOF\n"
-            f"3: FLOCK  ADVISORY  WRITE 13 {number} 0 EOF\n"
-            f"3: -> FLOCK  ADVISORY  WRITE 14 {number} 0 EOF\n"
-        )
-        assert holder_of(file.fileno(), str(table)) == 13
-        table.write_text("")
-        assert holder_of(file.fileno(), str(table)) is None
-        assert holder_of(file.fileno(), str(tmp_path / "none")) is None
+        for pid, place, start, end in (
+            (11, "08:01:5", base, "EOF"),
+            (12, number, 100, 200),
+            (13, number, base + 4096, base + 8191),
+            (14, number, base + 8192, "EOF"),
+        ):
+            (tmp_path / "proc" / str(pid) / "fdinfo").mkdir(parents=True)
+            (tmp_path / "proc" / str(pid) / "fdinfo" / "3").write_text(
+                f"pos:\t0\nlock:\t1: OFDLCK ADVISORY  WRITE -1 {place} {start} {end}\n"
+            )
+        processes = str(tmp_path / "proc")
+        assert holder_of(file.fileno(), 0, 4096, processes) is None
+        assert holder_of(file.fileno(), 4096, 4096, processes) == 13
+        assert holder_of(file.fileno(), 8192, None, processes) == 14
+        assert holder_of(file.fileno(), 0, 4096, str(tmp_path / "none")) is None

@@ -23,6 +23,7 @@ class Namespace:
     uuid: str | None = None
     raw_uuid: str | None = None
     sector_size: int | None = None
+    align: int | None = None
     blockdev: str | None = None
     chardev: str | None = None
     name: str | None = None
@@ -48,6 +49,7 @@ class Region:
 
     dev: str
     size: int
+    align: int | None = None
     available_size: int = 0
     max_available_extent: int | None = None
     type: str = "pmem"
@@ -70,6 +72,8 @@ class Dimm:
     handle: int | None = None
     phys_id: int | None = None
     state: Literal["disabled"] | None = None
+    path: str | None = None
+    """The image, on an image bus. ndctl has no such field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

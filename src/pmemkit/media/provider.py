@@ -86,21 +86,24 @@ class OpenedMedium:
     ``file_system`` where durability is asked of a file system; ``none`` for what is volatile."""
     locked: bool
     file: io.FileIO | None
+    part: tuple[int, int] | None = None
+    """Offset and length of the range that was opened; ``None`` for all of it."""
 
     @property
     def resizable(self) -> bool:
         """True for what has a length that can be changed."""
-        return self.backing in ("file", "memfd", "hugetlb") and not self.read_only
+        whole = self.part is None and not self.read_only
+        return whole and self.backing in ("file", "memfd", "hugetlb")
 
     def current_size(self) -> int:
         """Bytes the backing has now; the medium may have been made when it had others."""
-        if self.file is None:
+        if self.file is None or self.part is not None:
             return len(self.medium)
         return _size_of(self.file.fileno(), self.backing, self.path)
 
     def remap(self) -> None:
         """Maps the backing again, as long as it is now. Whoever holds the old medium keeps it."""
-        if self.file is None:
+        if self.file is None or self.part is not None:
             return
         size = self.current_size()
         try:
@@ -122,8 +125,9 @@ def open_medium(
     read_only: bool = False,
     locking: Locking = "on",
     platform: Platform | None = None,
+    part: tuple[int, int] | None = None,
 ) -> OpenedMedium:
-    """Opens and maps a file, a device or memory.
+    """Opens and maps a file, a device or memory; with ``part`` only ``(offset, length)`` of it.
 
     ``granularity`` overrides what the platform says (so do ``PMEMKIT_GRANULARITY`` and libpmem2's
     ``PMEM2_FORCE_GRANULARITY``); ``required_granularity`` refuses what would be coarser.
@@ -140,8 +144,11 @@ def open_medium(
             locked = False
         else:
             file, backing = _open_file(path, read_only)
-            locked = locking == "on" and lock(file.fileno(), path, exclusive=not read_only)
-            size = _size_of(file.fileno(), backing, path)
+            start, length = part or (0, None)
+            locked = locking == "on" and lock(
+                file.fileno(), path, exclusive=not read_only, offset=start, length=length
+            )
+            size = _part_of(part, _size_of(file.fileno(), backing, path), path)
         asked = LinuxPlatform() if platform is None else platform
         fd = None if file is None else file.fileno()
         decision = decide(
@@ -152,7 +159,7 @@ def open_medium(
             environment=os.environ,
             required=required_granularity,
         )
-        medium = _map(fd, size, decision, read_only)
+        medium = _map(fd, size, decision, read_only, part)
         volatile, domain = _persistence(backing, fd, asked)
     except BaseException as cause:
         if file is not None:
@@ -160,7 +167,9 @@ def open_medium(
         if isinstance(cause, OSError):
             raise failure_of(cause, "open", path) from cause
         raise
-    return OpenedMedium(medium, path, backing, read_only, decision, volatile, domain, locked, file)
+    return OpenedMedium(
+        medium, path, backing, read_only, decision, volatile, domain, locked, file, part
+    )
 
 
 def _open_file(path: str, read_only: bool) -> tuple[io.FileIO, Backing]:
@@ -203,7 +212,24 @@ def _size_of(fd: int, backing: Backing, path: str) -> int:
     return size
 
 
-def _map(fd: int | None, size: int, decision: Decision, read_only: bool) -> "Medium":
+def _part_of(part: tuple[int, int] | None, size: int, path: str) -> int:
+    """The length to map."""
+    if part is None:
+        return size
+    offset, length = part
+    if offset + length > size:
+        text = f"{length} bytes at {offset} end behind the {size} bytes there are"
+        raise InvalidArgument(text, op="open", path=path)
+    return length
+
+
+def _map(
+    fd: int | None,
+    size: int,
+    decision: Decision,
+    read_only: bool,
+    part: tuple[int, int] | None = None,
+) -> "Medium":
     from pmemkit._native import media
 
     if fd is None:
@@ -211,9 +237,11 @@ def _map(fd: int | None, size: int, decision: Decision, read_only: bool) -> "Med
     return media.map_file(
         fd,
         size,
+        offset=part[0] if part is not None else 0,
         granularity=decision.granularity,
         map_sync=decision.map_sync,
         read_only=read_only,
+        resizable=part is None,
     )
 
 

@@ -6,8 +6,9 @@ Invariants:
 2. A device keeps the size the region had when it was made; :meth:`Region.resize` and
    :meth:`Region.refresh` concern devices made later.
 3. Closing the region closes its devices.
-
-What this does not do: namespaces and labels: a region is one namespace of mode ``raw``.
+4. Opened as ``IMAGE:namespaceR.N`` it is the bytes that a user of that namespace sees. An image
+   that holds several namespaces, or an info block, is not taken for one raw namespace.
+What this does not do: change labels and info blocks (:mod:`pmemkit.namespace`).
 """
 
 import os
@@ -16,9 +17,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
 from pmemkit.errors import Closed, InvalidArgument, Latched, PmemError
 from pmemkit.media.granularity import Granularity
-from pmemkit.media.provider import Locking, OpenedMedium, failure_of, open_medium
+from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
 from pmemkit.units import parse_size
@@ -40,7 +42,8 @@ def open_region(
     locking: Locking = "on",
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
-    ``hugetlb:1G``) as a region.
+    ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
+    machine file (``machine.toml:namespace0.0``).
 
     With ``create_size`` a file that does not exist is made, sparse; one that exists stays as it is.
     ``granularity`` overrides what the platform says a store needs to be durable (``byte``,
@@ -57,14 +60,27 @@ def open_region(
             pass
         except OSError as cause:
             raise failure_of(cause, "create", os.fspath(path)) from cause
+    place = _place_of(os.fspath(path))
+    sector = place is not None and place.mode == "sector"
     opened = open_medium(
-        path,
+        path if place is None else place.path,
         granularity=granularity,
         required_granularity=required_granularity,
-        read_only=read_only,
+        read_only=read_only or sector,
         locking=locking,
+        part=None if place is None else (place.offset, place.length),
     )
-    return Region(opened)
+    return Region(opened, place)
+
+
+def _place_of(path: str) -> Place | None:
+    """The namespace that a path names; ``None`` for a file or device taken as it is."""
+    named = split_namespace(path)
+    if named is not None and not os.path.lexists(path):
+        return locate(*named)
+    if memory_spec(path) is None and os.path.isfile(path):  # noqa: PTH113 - the same
+        require_whole(path)
+    return None
 
 
 def create_file(path: str | os.PathLike[str], size: int) -> None:
@@ -90,9 +106,10 @@ def create_file(path: str | os.PathLike[str], size: int) -> None:
 class Region:
     """A range of bytes that a device, a file or memory lends. Made by :func:`pmemkit.open`."""
 
-    def __init__(self, opened: OpenedMedium) -> None:
+    def __init__(self, opened: OpenedMedium, place: Place | None = None) -> None:
         self._opened: OpenedMedium | None = opened
-        self._path = opened.path
+        self._place = place
+        self._path = opened.path if place is None else f"{opened.path}:{place.namespace.dev}"
         self._bottom: Device | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
@@ -144,6 +161,16 @@ class Region:
         return self._open("volatile").volatile_because is not None
 
     @property
+    def place(self) -> Place | None:
+        """The namespace of an image that it is; ``None`` for a file or device taken as it is."""
+        return self._place
+
+    @property
+    def mode(self) -> str:
+        """``raw`` for what is taken as it is, otherwise the namespace's mode."""
+        return "raw" if self._place is None else self._place.mode
+
+    @property
     def opened(self) -> OpenedMedium:
         """What was found out when it was opened."""
         return self._open("opened")
@@ -181,13 +208,22 @@ class Region:
         opened = self._open("device")
         parsed = [parse_layer(each) if isinstance(each, str) else each for each in layers]
         if self._bottom is None:
-            from pmemkit._native import block
-
-            self._bottom = block.raw(opened.medium, read_only=opened.read_only)
+            self._bottom = self._make_bottom(opened)
         read_only = read_only or opened.read_only
         device = BlockDevice(self._bottom, self._path, layers=parsed, read_only=read_only)
         self._devices.add(device)
         return device
+
+    def _make_bottom(self, opened: OpenedMedium) -> "Device":
+        from pmemkit._native import block
+
+        if self._place is None or self._place.mode != "sector":
+            return block.raw(opened.medium, read_only=opened.read_only)
+        from pmemkit.storage.btt_reader import BttReader
+
+        here = self._place.namespace
+        reader = BttReader(opened.medium, parent_uuid=here.uuid, version=here.claim.version)
+        return block.python_reader(reader.size, reader.sector_size, reader.read)
 
     def close(self) -> None:
         """Closes the devices and lets the backing and its lock go. May be called again."""
