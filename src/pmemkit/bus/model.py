@@ -22,12 +22,14 @@ class Namespace:
     size: int
     uuid: str | None = None
     raw_uuid: str | None = None
+    daxregion: dict[str, object] | None = None
     sector_size: int | None = None
     align: int | None = None
     blockdev: str | None = None
     chardev: str | None = None
     name: str | None = None
     numa_node: int | None = None
+    target_node: int | None = None
     state: Literal["disabled"] | None = None
     path: str | None = None
     """The image, on an image bus. ndctl has no such field."""
@@ -54,6 +56,7 @@ class Region:
     max_available_extent: int | None = None
     type: str = "pmem"
     numa_node: int | None = None
+    target_node: int | None = None
     iset_id: int | None = None
     mappings: tuple[Mapping, ...] = ()
     state: Literal["disabled"] | None = None

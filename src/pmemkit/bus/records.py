@@ -22,20 +22,23 @@ from pmemkit.bus.model import Bus, Dimm, Mapping, Namespace, Region
 __all__ = ["bus_record", "image_bus", "namespace_record"]
 
 
-def image_bus(paths: Sequence[str | os.PathLike[str]], *, idle: bool = False) -> Bus:
+def image_bus(
+    paths: Sequence[str | os.PathLike[str]], *, idle: bool = False, verbose: bool = False
+) -> Bus:
     """A bus with these images as its dimms, numbered in this order, or with those of a machine
     file."""
-    return bus_record(observe(machine_of(paths)), idle=idle)
+    return bus_record(observe(machine_of(paths)), idle=idle, verbose=verbose)
 
 
-def bus_record(bus: ImageBus, *, idle: bool = False) -> Bus:
+def bus_record(bus: ImageBus, *, idle: bool = False, verbose: bool = False) -> Bus:
     """The bus with its dimms, regions and namespaces; with ``idle`` also what is disabled or
-    empty, such as the seed that follows the namespaces of a labelled region."""
+    empty, such as the seed that follows the namespaces of a labelled region; with ``verbose`` what
+    ``ndctl list -v`` adds."""
     return Bus(
         provider="image",
         dev="ndbus0",
         dimms=tuple(_dimm(dimm) for dimm in bus.dimms),
-        regions=tuple(_region(region, idle) for region in bus.regions),
+        regions=tuple(_region(region, idle, verbose) for region in bus.regions),
     )
 
 
@@ -45,35 +48,36 @@ def _dimm(dimm: ImageDimm) -> Dimm:
         id=dimm.spec.id,
         handle=dimm.spec.handle,
         phys_id=0,
-        state=None if dimm.spec.label_size else "disabled",
         path=dimm.spec.path,
     )
 
 
-def _region(region: ImageRegion, idle: bool) -> Region:
+def _region(region: ImageRegion, idle: bool, verbose: bool) -> Region:
     unit = region.span.align
     busy = 0
     if region.scan is not None:
         for offset, length in region.scan.busy:
             busy += -(-(offset + length) // unit) * unit - offset // unit * unit
-    capable = all(dimm.spec.label_size for dimm in region.dimms)
     if region.scan is not None:
         available = max(0, region.size - busy) // unit * unit
         largest = max((length for _, length in region.free()), default=0)
     else:
         available, largest = 0, 0
-    every = [namespace_record(each) for each in region.namespaces]
+    node = region.dimms[0].spec.numa_node if verbose else None
+    every = [namespace_record(each, verbose=verbose) for each in region.namespaces]
     shown = [each for each in every if idle or each.state != "disabled"]
     if idle and region.labelled:
-        shown.append(_seed(region))
+        shown.append(_seed(region, node))
     return Region(
         dev=region.dev,
         size=region.size,
-        align=unit if capable or region.labelled else None,
+        align=unit,
         available_size=available,
         max_available_extent=largest,
-        numa_node=region.dimms[0].spec.numa_node,
-        iset_id=region.span.cookie,
+        numa_node=node,
+        target_node=node,
+        iset_id=region.span.cookie if region.labelled else None,
+        persistence_domain="unknown",
         mappings=tuple(
             Mapping(
                 dimm=dimm.name,
@@ -88,7 +92,7 @@ def _region(region: ImageRegion, idle: bool) -> Region:
     )
 
 
-def _seed(region: ImageRegion) -> Namespace:
+def _seed(region: ImageRegion, node: int | None) -> Namespace:
     number = len(region.namespaces)
     return Namespace(
         dev=f"namespace{region.span.index}.{number}",
@@ -97,38 +101,57 @@ def _seed(region: ImageRegion) -> Namespace:
         uuid=str(UUID(int=0)),
         sector_size=512,
         state="disabled",
+        numa_node=node,
+        target_node=node,
     )
 
 
-def namespace_record(here: ImageNamespace) -> Namespace:
+def namespace_record(here: ImageNamespace, *, verbose: bool = False) -> Namespace:
     """One namespace."""
     claim = here.claim
-    labelled = here.found is not None
-    suffix = f"{here.region.span.index}" + (f".{here.number}" if here.number else "")
-    uuid = str(claim.uuid) if claim.uuid is not None and claim.enabled else None
-    if uuid is None and labelled:
-        uuid = str(here.uuid)
+    index = here.region.span.index
+    uuid = claim.uuid if claim.uuid is not None and claim.enabled else None
+    if uuid is None and here.found is not None:
+        uuid = here.uuid
+    node = here.region.dimms[0].spec.numa_node if verbose else None
+    used = claim.enabled and claim.size is not None
+    size = claim.size if used and claim.size is not None else here.size
+    dax = claim.mode == "devdax"
     sector_size: int | None = (here.found.lbasize if here.found is not None else 0) or 512
     if claim.mode == "sector":
         sector_size = claim.sector_size
-    chardev = blockdev = None
-    if claim.mode == "devdax":
-        chardev = f"dax{here.region.span.index}.{here.number}"
-    else:
-        blockdev = f"pmem{suffix}" + ("s" if claim.mode == "sector" else "")
+    blockdev = f"pmem{index}" + (f".{here.number}" if here.number else "")
+    blockdev += "s" if claim.mode == "sector" else ""
+    chardev = f"dax{index}.{here.number}"
+    raw_uuid = verbose and here.found is not None and used
     return Namespace(
         dev=here.dev,
         mode=claim.mode,
         map=claim.map,
-        size=here.size if claim.size is None or not claim.enabled else claim.size,
-        uuid=uuid,
-        raw_uuid=str(here.uuid) if labelled and claim.uuid is not None else None,
-        sector_size=None if claim.mode == "devdax" else sector_size,
+        size=size,
+        uuid=None if uuid is None else str(uuid),
+        raw_uuid=str(here.uuid) if raw_uuid else None,
+        daxregion=_daxregion(here, chardev) if dax and verbose else None,
+        sector_size=None if dax else sector_size,
         align=claim.align,
-        blockdev=blockdev if claim.enabled else None,
-        chardev=chardev,
+        blockdev=blockdev if claim.enabled and not dax else None,
+        chardev=chardev if dax and not verbose else None,
         name=here.name or None,
-        numa_node=here.region.dimms[0].spec.numa_node,
+        numa_node=node,
+        target_node=node,
         state=None if claim.enabled else "disabled",
         path=here.region.path,
     )
+
+
+def _daxregion(here: ImageNamespace, chardev: str) -> dict[str, object]:
+    size, align = here.claim.size, here.claim.align
+    node = here.region.dimms[0].spec.numa_node
+    device = {
+        "chardev": chardev,
+        "size": size,
+        "target_node": node,
+        "align": align,
+        "mode": "devdax",
+    }
+    return {"id": here.region.span.index, "size": size, "align": align, "devices": [device]}

@@ -1,7 +1,8 @@
 """Records as the JSON that ``ndctl list`` prints.
 
-One kind of thing is a list; several are an object, where namespaces stand inside their regions.
-Fields without a value are left out.
+One kind of thing is a list; several are an object, where things stand inside what they belong to:
+namespaces inside regions, both inside buses. Regions show their mappings where dimms are asked for
+too. Fields without a value are left out.
 
 What this does not do: serialise; the caller has ``json`` for that.
 """
@@ -20,42 +21,54 @@ _SIZES = {"size", "available_size", "max_available_extent"}
 
 
 def listing(
-    buses: Iterable[Bus],
+    found: Iterable[Bus],
     *,
+    buses: bool = False,
+    dimms: bool = False,
     regions: bool = False,
     namespaces: bool = False,
-    dimms: bool = False,
     human: bool = False,
 ) -> Any:
     """What is asked for; namespaces if nothing is. ``human``: sizes and numbers for people."""
-    if not (regions or namespaces or dimms):
+    if not (buses or dimms or regions or namespaces):
         namespaces = True
-    found = list(buses)
-    every = [region for bus in found for region in bus.regions]
-    parts: dict[str, list[Any]] = {}
+    parts = [_parts(bus, dimms, regions, namespaces, human) for bus in found]
+    if buses:
+        return parts
+    joined: dict[str, list[Any]] = {}
+    for part in parts:
+        for key in ("dimms", "regions", "namespaces"):
+            if key in part:
+                joined.setdefault(key, []).extend(part[key])
+    if dimms + regions + namespaces == 1:
+        return next(iter(joined.values()), [])
+    return joined
+
+
+def _parts(bus: Bus, dimms: bool, regions: bool, namespaces: bool, human: bool) -> dict[str, Any]:
+    """A bus with what is asked for inside it."""
+    record = _record(bus, human)
     if dimms:
-        parts["dimms"] = [_record(dimm, human) for bus in found for dimm in bus.dimms]
+        record["dimms"] = [_record(dimm, human) for dimm in bus.dimms]
     if regions:
-        parts["regions"] = [_region(region, namespaces, human) for region in every]
+        record["regions"] = [_region(each, dimms, namespaces, human) for each in bus.regions]
     elif namespaces:
-        parts["namespaces"] = [
-            _record(each, human) for region in every for each in region.namespaces
+        record["namespaces"] = [
+            _record(each, human) for region in bus.regions for each in region.namespaces
         ]
-    if len(parts) == 1 and not (regions and namespaces):
-        return next(iter(parts.values()))
-    return parts
+    return record
 
 
-def _region(region: Region, namespaces: bool, human: bool) -> dict[str, Any]:
+def _region(region: Region, mappings: bool, namespaces: bool, human: bool) -> dict[str, Any]:
     record = _record(region, human)
-    if region.mappings:
+    if mappings and region.mappings:
         record["mappings"] = [_record(each, human) for each in region.mappings]
     if namespaces and region.namespaces:
         record["namespaces"] = [_record(each, human) for each in region.namespaces]
     return record
 
 
-def _record(thing: Namespace | Region | Dimm | Mapping, human: bool) -> dict[str, Any]:
+def _record(thing: Bus | Namespace | Region | Dimm | Mapping, human: bool) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for each in fields(thing):
         value = getattr(thing, each.name)

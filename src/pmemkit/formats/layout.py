@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from pmemkit.errors import Corrupt
 from pmemkit.formats.checksum import fletcher64
 
-__all__ = ["Fault", "Field", "Kind", "Layout", "at", "corruptions", "require"]
+__all__ = ["Clear", "Fault", "Field", "Kind", "Layout", "at", "corruptions", "require"]
 
 Kind = Literal["int", "bytes", "text", "uuid", "guid", "zero", "checksum"]
 
@@ -59,6 +59,16 @@ def at(
         default = 0 if kind == "checksum" else bytes(width)
     metadata = {"layout": (offset, width, kind, rule, wrong)}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """A range of a layout that reads as zeroes. Bytes."""
+
+    offset: int
+    length: int
+    required: bool = True
+    """False: only where the medium can do it without writing as much."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ atomic on several dimms.
 import uuid as uuids
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from pmemkit.bus.image import ImageNamespace, ImageRegion
@@ -30,8 +30,9 @@ from pmemkit.formats.infoblock import (
     shape,
 )
 from pmemkit.formats.labels import Label, LabelV1, LabelV2
+from pmemkit.formats.layout import Clear
 from pmemkit.namespace.advice import legal_size, require_start
-from pmemkit.namespace.images import Clear, Images, Progress, Step
+from pmemkit.namespace.images import Images, Progress, Step
 from pmemkit.units import format_size
 
 __all__ = ["MODES", "Wish", "create", "destroy", "reconfigure"]
@@ -178,15 +179,13 @@ def _new_label(region: ImageRegion, wish: Wish, offset: int, size: int) -> Label
     every = {str(each.uuid) for each in region.namespaces}
     if str(wish.uuid) in every:
         raise InvalidArgument(f"uuid {wish.uuid} is in use in {region.dev}", op="create")
-    # As ndctl: the label's sector size is that of a block device; a BTT has its own.
-    lbasize = 0 if wish.mode == "devdax" else wish.sector_size
-    common = {
+    common: dict[str, Any] = {
         "uuid": wish.uuid,
         "name": wish.name.encode(),
         "nlabel": 1,
         "position": 0,
         "isetcookie": region.span.cookie,
-        "lbasize": lbasize if lbasize in (512, 4096) else 512,
+        "lbasize": 4096 if wish.sector_size >= 4096 else 512,
         "dpa": region.dimms[0].spec.dpa + offset,
         "rawsize": size,
         "slot": 0,

@@ -11,31 +11,23 @@ What this does not do: decide what to write.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pmemkit.bus.image import ImageBus, ImageRegion, Reader, observe_with, open_reader
 from pmemkit.bus.machine import Machine
 from pmemkit.formats.labels import Write
+from pmemkit.formats.layout import Clear
 from pmemkit.media.provider import Locking, failure_of, open_medium
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
 
-__all__ = ["Clear", "Images", "Progress", "Step", "open_images"]
+__all__ = ["Images", "Progress", "Step", "open_images"]
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 _CHUNK = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """A range that must read as zeroes."""
-
-    offset: int
-    length: int
 
 
 Step = Sequence[Write | Clear]
@@ -91,7 +83,7 @@ class Images:
             for group in groups:
                 for each in group:
                     if isinstance(each, Clear):
-                        _clear(medium, base + each.offset, each.length, progress)
+                        _clear(medium, base + each.offset, each, progress)
                     else:
                         medium.write(base + each[0], each[1])
                 for each in group:
@@ -103,19 +95,21 @@ class Images:
             raise failure_of(cause, "write", self.machine.dimms[dimm].path) from cause
 
 
-def _clear(medium: "Medium", offset: int, length: int, progress: Progress) -> None:
+def _clear(medium: "Medium", offset: int, clear: Clear, progress: Progress) -> None:
     """Makes a range read as zeroes: holes stay holes, data are given back or overwritten."""
     done = 0
-    for run, hole in medium.extents(offset, length):
+    for run, hole in medium.extents(offset, clear.length):
         end = done + run
         while not hole and done < end:
             part = min(_CHUNK, end - done)
             if not medium.punch(offset + done, part):
+                if not clear.required:
+                    return
                 medium.zero(offset + done, part)
             done += part
-            progress(done, length)
+            progress(done, clear.length)
         done = end
-    progress(length, length)
+    progress(clear.length, clear.length)
 
 
 @contextmanager
