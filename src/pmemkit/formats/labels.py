@@ -23,7 +23,7 @@ from enum import IntFlag
 from typing import ClassVar, Final
 from uuid import UUID
 
-from pmemkit.errors import InvalidArgument
+from pmemkit.errors import InvalidArgument, NoSpace
 from pmemkit.formats.layout import Fault, Layout, at
 
 __all__ = [
@@ -150,7 +150,7 @@ LABELS: Final[dict[tuple[int, int], type[LabelV1] | type[LabelV2]]] = {
 
 
 def label_class(major: int, minor: int) -> type[LabelV1] | type[LabelV2]:
-    """The label format of an index version. Versions above 1.2 keep the format of 1.2."""
+    """The label format of an index version."""
     return LabelV1 if (major, minor) < (1, 2) else LabelV2
 
 
@@ -233,7 +233,7 @@ class LabelArea:
         """The writes of one atomic change, in groups; each is durable before the next begins.
 
         ``remove`` names slots; ``slot`` of the labels in ``add`` is chosen here. Raises
-        :class:`InvalidArgument` when the slots do not suffice.
+        :class:`NoSpace` when the slots do not suffice.
         """
         if self.current is None:
             raise InvalidArgument("the label area is not initialised", op="labels")
@@ -243,7 +243,7 @@ class LabelArea:
             text = (
                 f"{len(open_slots)} of {header.nslot} label slots are free, {len(add)} are needed"
             )
-            raise InvalidArgument(text, op="labels")
+            raise NoSpace(text, op="labels")
         writes = []
         for label, slot in zip(add, open_slots, strict=False):
             writes.append((self.sizing.slot_offset(slot), replace(label, slot=slot).sealed()))
@@ -349,20 +349,22 @@ def read_area(area: bytes) -> LabelArea:
 
     Damage is reported, not raised. ``InvalidArgument`` for an area too small to hold any label.
     """
-    faults: list[Fault] = []
+    tellings: list[list[Fault]] = []
     for label_size in (LabelV1.SIZE, LabelV2.SIZE):
         division = sizing(len(area), label_size)
         blocks = (_read_index(area, division, 0), _read_index(area, division, 1))
         found = [block for block in blocks if isinstance(block, Index)]
+        faults = [fault for block in blocks if isinstance(block, list) for fault in block]
         if found:
-            faults = [fault for block in blocks if isinstance(block, list) for fault in block]
             current = _choose(found)
             labels = tuple(_labels(area, division, current, faults))
             pair = (_only_index(blocks[0]), _only_index(blocks[1]))
             stored = tuple(_stored(area, division, current))
             return LabelArea(division, pair, current, tuple(faults), labels, stored)
-        faults = faults or [fault for block in blocks if isinstance(block, list) for fault in block]
-    return LabelArea(sizing(len(area), LabelV2.SIZE), (None, None), None, tuple(faults), ())
+        tellings.append(faults)
+    # Where it is more than a blank place, the version that the blocks were made for tells why.
+    most = max(tellings, key=lambda told: sum(fault.field != "sig" for fault in told))
+    return LabelArea(sizing(len(area), LabelV2.SIZE), (None, None), None, tuple(most), ())
 
 
 def _only_index(block: Index | list[Fault]) -> Index | None:
@@ -379,38 +381,40 @@ def _choose(found: list[Index]) -> Index:
 
 
 def _read_index(area: bytes, division: Sizing, number: int) -> Index | list[Fault]:
-    """The block, or everything that is wrong with it."""
+    """The block, or everything that is wrong with it: nothing for one of the other version."""
     size = division.index_size
     block = area[number * size : (number + 1) * size]
     header = IndexHeader.unpack(block)
-    faults = list(_index_faults(header, block, division, number))
+    faults = list(_version_faults(header))
+    if not faults and division.label_size != LABELS[header.major, header.minor].SIZE:
+        return []
+    faults = faults or list(_index_faults(header, block, division, number))
     if faults:
-        return faults
+        name = f"{IndexHeader.TITLE} {number}"
+        return [replace(fault, structure=name) for fault in faults]
     bitmap = block[IndexHeader.SIZE : IndexHeader.SIZE + -(-header.nslot // 8)]
     return Index(number, header, int.from_bytes(bitmap, "little"))
+
+
+def _version_faults(header: IndexHeader) -> Iterator[Fault]:
+    """What makes it no index block that can be read any further."""
+    fault = IndexHeader.fault
+    if header.sig != SIGNATURE:
+        yield fault("sig", f"is {header.sig!r}, expected {SIGNATURE!r}")
+    elif header.major != 1:
+        yield fault("major", f"makes version {header.major}.{header.minor}, expected 1.1 or 1.2")
+    elif header.minor not in (1, 2):
+        yield fault("minor", f"makes version 1.{header.minor}, expected 1.1 or 1.2")
+    elif header.labelsize != header.minor - 1:
+        expected = f"version 1.{header.minor} has {header.minor - 1}"
+        yield fault("labelsize", f"is {header.labelsize}, {expected}")
 
 
 def _index_faults(
     header: IndexHeader, block: bytes, division: Sizing, number: int
 ) -> Iterator[Fault]:
-    """The rules of the kernel, in its order; after the signature or the version nothing counts."""
+    """The other rules of the kernel, in its order; stricter where a version is not known to us."""
     fault, size = IndexHeader.fault, division.index_size
-    if header.sig != SIGNATURE:
-        yield fault("sig", f"is {header.sig!r}, expected {SIGNATURE!r}")
-        return
-    if header.major != 1 or header.minor < 1:
-        yield fault(
-            "major" if header.major != 1 else "minor",
-            f"makes version {header.major}.{header.minor}, expected 1.1 or 1.2",
-        )
-        return
-    label_size = 1 << 7 + header.labelsize if header.minor >= 2 else LabelV1.SIZE
-    if header.labelsize > 1 or (header.labelsize == 1) != (header.minor >= 2):
-        yield fault("labelsize", f"is {header.labelsize} under version 1.{header.minor}")
-        return
-    if label_size != division.label_size:
-        yield fault("minor", f"is {header.minor}: labels of {label_size} bytes")
-        return
     yield from IndexHeader.basic_faults(block)
     if not header.seq & 3:
         yield fault("seq", f"is {header.seq}, whose low two bits are 0; expected 1, 2 or 3")
@@ -423,9 +427,11 @@ def _index_faults(
             yield fault(name, f"is {getattr(header, name)}, expected {expected}")
     if not IndexHeader.SIZE <= header.mysize <= size:
         yield fault("mysize", f"is {header.mysize}, expected {IndexHeader.SIZE} to {size}")
-    room = division.area_size - 2 * size
-    if not 0 < header.nslot * label_size <= room:
-        yield fault("nslot", f"is {header.nslot}; {room // label_size} labels fit into the area")
+    # The bitmap ends with the block too: there may be room for a label more than it has bits.
+    room = (division.area_size - 2 * size) // division.label_size
+    room = min(room, 8 * (size - IndexHeader.SIZE))
+    if not 0 < header.nslot <= room:
+        yield fault("nslot", f"is {header.nslot}; {room} labels fit into the area")
 
 
 def _labels(area: bytes, division: Sizing, index: Index, faults: list[Fault]) -> Iterator[Label]:

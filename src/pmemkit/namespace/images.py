@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pmemkit.bus.image import ImageBus, ImageRegion, Reader, observe_with, open_reader
 from pmemkit.bus.machine import Machine
+from pmemkit.errors import Closed
 from pmemkit.formats.labels import Write
 from pmemkit.formats.layout import Clear
 from pmemkit.media.provider import Locking, failure_of, open_medium
@@ -49,7 +50,7 @@ class Images:
     ) -> None:
         self.machine = machine
         self._media = media
-        self._opened = readers or [(each.read, len(each)) for each in media.values()]
+        self._opened = readers or [(_reader(media, n), len(media[n])) for n in sorted(media)]
 
     def bus(self) -> ImageBus:
         """What is on the images now."""
@@ -130,18 +131,23 @@ def open_images(
                 opened = open_medium(spec.path, granularity=granularity, locking=locking)
                 stack.callback(opened.close)
                 media[number] = opened.medium
-                readers.append((_reader(opened.medium), len(opened.medium)))
+                readers.append((_reader(media, number), len(opened.medium)))
             else:
                 read, size, close = open_reader(spec.path)
                 stack.callback(close)
                 readers.append((read, size))
+        # What was found keeps its readers; they must not keep the medium, and so the lock, alive.
+        stack.callback(media.clear)
         yield Images(machine, media, readers)
 
 
-def _reader(medium: "Medium") -> Reader:
+def _reader(media: "dict[int, Medium]", number: int) -> Reader:
     """Reads a medium as a file is read: less where it ends."""
 
     def read(offset: int, length: int) -> bytes:
+        medium = media.get(number)
+        if medium is None:
+            raise Closed("the image is closed", op="read")
         return medium.read(offset, max(0, min(length, len(medium) - offset)))
 
     return read
