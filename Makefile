@@ -13,6 +13,9 @@ PYTHON ?= python3
 SECONDS_EACH ?= 60
 SUITE ?= nbd
 ARGS ?=
+IMG ?=
+CMD ?= ndctl list -BDRNi
+LABEL ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +23,7 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 SUITES := $(PY) tools/suites.py
 
-.PHONY: help build planted peers-demo peers-test peers-bench demo test check bench fuzz soak soak-tests soak-fuzz clean
+.PHONY: help build planted peers-demo peers-test peers-bench peers-guest demo guest test check bench fuzz soak soak-tests soak-fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -50,11 +53,17 @@ planted: $(STAMP) ## the core with planted durability faults, under build/plante
 
 # --- what a user sees ----------------------------------------------------------------------------
 
-peers-demo peers-test peers-bench: peers-%:
+peers-demo peers-test peers-bench peers-guest: peers-%:
 	@$(PYTHON) tools/peers.py install --for $*
 
 demo: peers-demo build ## an image, a file system on it, real clients, every byte compared
 	$(PY) tools/demo.py $(ARGS)
+
+# CMD and IMG reach the shell as they were given, so that their quotes and dollars stay theirs.
+guest: override export IMG := $(value IMG)
+guest: override export CMD := $(value CMD)
+guest: peers-guest ## make guest IMG=a.img[,b.img] CMD='ndctl list -RNi' [LABEL=128K]: a real kernel
+	@$(PYTHON) tools/guest.py run --images "$$IMG" --label-size "$(LABEL)" -- "$$CMD"
 
 bench: peers-bench build ## make bench SUITE=nbd|medium [ARGS=--quick]
 	mkdir -p build/bench

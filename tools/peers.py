@@ -35,7 +35,7 @@ class Peer:
     name: str
     package: str
     users: frozenset[str]
-    """Of ``demo``, ``test`` and ``bench``."""
+    """Of ``demo``, ``test``, ``bench`` and ``guest``."""
     without: str
     """What is left out when it is missing."""
 
@@ -55,13 +55,22 @@ PEERS = (
     _peer("qemu-io", "qemu-utils", "test", "single requests from QEMU's NBD client"),
     _peer("qemu-nbd", "qemu-utils", "bench test", "the comparison with qemu-nbd"),
     _peer("nbd-client", "nbd-client", "test", "listing exports with the kernel's own client"),
-    _peer("mkfs.ext4", "e2fsprogs", "demo test", "making a file system on an export"),
+    _peer("ndctl", "ndctl", "guest test", "info blocks compared with ndctl's, byte for byte"),
+    _peer("mkfs.ext4", "e2fsprogs", "demo guest test", "making a file system on an export"),
     _peer("fsck.ext4", "e2fsprogs", "demo test", "checking the file system that came back"),
     _peer("debugfs", "e2fsprogs", "demo test", "reading files out of the image"),
-    _peer("mkfs.xfs", "xfsprogs", "test", "a second file system on an export"),
+    _peer("mkfs.xfs", "xfsprogs", "guest test", "a second file system on an export"),
     _peer("fusermount3", "fuse3", "demo test", "unmounting what nbdfuse mounted"),
     _peer("libpmem.so.1", "libpmem1", "bench test", "the comparison with libpmem"),
     _peer("aarch64-linux-gnu-as", "binutils-aarch64-linux-gnu", "test", "assembling aarch64 code"),
+    _peer("qemu-system-x86_64", "qemu-system-x86", "guest test", "a real Linux kernel as referee"),
+    _peer("daxctl", "daxctl", "guest test", "devdax as the kernel's own tool sees it"),
+    _peer("busybox", "busybox-static", "guest test", "the guest's shell"),
+    _peer("depmod", "kmod", "guest test", "the guest's kernel modules"),
+    _peer("e2fsck", "e2fsprogs", "guest test", "checking ext4 in the guest"),
+    _peer("xfs_repair", "xfsprogs", "guest test", "checking xfs in the guest"),
+    _peer("blkid", "util-linux", "guest test", "what the guest finds on a block device"),
+    _peer("cc", "gcc", "guest test", "reading and writing devdax in the guest"),
     _peer("g++", "g++", "test", "building libFuzzer for the request parser"),
 )
 
@@ -106,7 +115,7 @@ def _apt(arguments: list[str]) -> bool:
 
 
 def install(user: str) -> list[Peer]:
-    """Installs what ``demo``, ``test`` or ``bench`` lacks and returns what is still missing."""
+    """Installs what a user of the table lacks and returns what is still missing."""
     missing = _missing(user)
     if not missing:
         return []
@@ -136,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the whole table and what is installed")
     for_user = commands.add_parser("install", help="install what is missing (root with apt)")
-    for_user.add_argument("--for", dest="user", choices=("demo", "test", "bench"), default="test")
+    users = ("demo", "test", "bench", "guest")
+    for_user.add_argument("--for", dest="user", choices=users, default="test")
     options = parser.parse_args(arguments)
     if options.command == "list":
         _print_table()

@@ -15,6 +15,7 @@ from uuid import UUID
 from pmemkit.bus.model import Map, Mode
 from pmemkit.formats import btt, guids
 from pmemkit.formats.infoblock import INFO_OFFSET, DaxInfo, Info, PfnInfo, probe
+from pmemkit.formats.labels import LabelV2
 from pmemkit.formats.layout import Fault
 
 __all__ = ["Claim", "probe_claim"]
@@ -68,6 +69,10 @@ def probe_claim(
 ) -> Claim:
     """Finds what claims ``size`` bytes at physical address ``start``, which ``read`` reads."""
     faults: list[Fault] = []
+    if abstraction is not None and abstraction not in guids.ABSTRACTIONS:
+        text = f"is {abstraction}, none of {', '.join(guids.ABSTRACTIONS.values())}"
+        return Claim(mode="raw", faults=(LabelV2.fault("abstraction_guid", text),))
+    named = abstraction not in _ANY
     if abstraction in (*_ANY, guids.BTT, guids.BTT2):
         version: Literal["1.1", "2.0"] = "2.0" if abstraction == guids.BTT2 else "1.1"
         found = btt.probe(read, size=size, version=version, parent=parent)
@@ -82,7 +87,7 @@ def probe_claim(
                 info=found.info,
                 faults=found.faults,
             )
-        faults += _telling(found.faults)
+        faults += _telling(found.faults, named)
     block = read(INFO_OFFSET, _BLOCK) if size >= INFO_OFFSET + _BLOCK else b""
     kinds: tuple[tuple[UUID, Mode, type[PfnInfo] | type[DaxInfo]], ...] = (
         (guids.PFN, "fsdax", PfnInfo),
@@ -93,7 +98,7 @@ def probe_claim(
             continue
         judged = probe(block, layout, size=size, start=start, parent=parent)
         if judged.info is None:
-            faults += _telling(judged.faults)
+            faults += _telling(judged.faults, named)
             continue
         if judged.verdict == "unusable":
             return Claim(mode="raw", enabled=False, info=judged.info, faults=judged.faults)
@@ -111,6 +116,7 @@ def probe_claim(
     return Claim(mode="raw", faults=tuple(faults))
 
 
-def _telling(faults: Iterable[Fault]) -> list[Fault]:
-    """Faults of what is more than a blank place: a wrong signature alone tells nothing."""
-    return [fault for fault in faults if fault.field != "signature"]
+def _telling(faults: Iterable[Fault], named: bool) -> list[Fault]:
+    """Faults of what is more than a blank place: a wrong signature alone tells nothing, unless the
+    label named the kind of block that must be there."""
+    return [fault for fault in faults if named or fault.field != "signature"]

@@ -225,8 +225,11 @@ def machine_of(
 def find_label_size(read: Reader, file_size: int) -> int:
     """Bytes of the label area at the end of an image, found by a valid index block; 0 for none.
 
-    Areas of 2^n bytes are found, and multiples of QEMU's least, 128 KiB, up to 4 MiB.
+    Areas of 2^n bytes are found, and multiples of QEMU's least, 128 KiB, up to 4 MiB. Where no
+    block is valid but one is signed, the area is damaged; it is one nevertheless, so that nobody
+    takes the image for a label-less one.
     """
+    damaged = 0
     sizes = {1 << shift for shift in range(10, _LABEL_SIZE_MOST.bit_length())}
     sizes |= {count << 17 for count in range(1, 33)}
     for size in sorted(sizes):
@@ -238,7 +241,8 @@ def find_label_size(read: Reader, file_size: int) -> int:
             continue
         if read_area(read(start, size)).current is not None:
             return size
-    return 0
+        damaged = damaged or size
+    return damaged
 
 
 def _slot_of(area: bytes, spec: DimmSpec) -> int | None:

@@ -11,7 +11,7 @@ from typing import Final
 from pmemkit.bus.image import ImageNamespace, machine_of, observe
 from pmemkit.errors import InvalidArgument, NotSupported
 
-__all__ = ["Place", "locate", "split_namespace"]
+__all__ = ["Place", "locate", "require_whole", "split_namespace"]
 
 _NAMED: Final = re.compile(r"(?P<path>.+):(?P<name>namespace\d+\.\d+)", re.DOTALL)
 

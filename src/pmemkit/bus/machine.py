@@ -35,7 +35,16 @@ from pmemkit.errors import InvalidArgument
 from pmemkit.formats.cookie import DimmIdentity
 from pmemkit.units import format_size, parse_size
 
-__all__ = ["DEFAULT_LABEL_SIZE", "FIRST_ADDRESS", "DimmSpec", "Machine", "load_machine", "to_toml"]
+__all__ = [
+    "DEFAULT_LABEL_SIZE",
+    "FIRST_ADDRESS",
+    "NATURES",
+    "DimmSpec",
+    "Machine",
+    "checked",
+    "load_machine",
+    "to_toml",
+]
 
 DEFAULT_LABEL_SIZE: Final = 128 << 10
 """The least QEMU accepts."""

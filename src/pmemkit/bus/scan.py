@@ -6,7 +6,9 @@ Invariants:
 2. A set of labels is a namespace when each position 0 … n-1 has exactly one label of the same uuid,
    cookie and number of dimms. A set that lacks one stops the scan of its region, in the kernel too:
    then no namespace is shown and the fault says why.
-3. Namespaces are numbered by their start; one empty seed follows them.
+3. Namespaces are numbered as the kernel numbers them: by their physical start, compared byte by
+   byte as it lies in memory on a little-endian machine, lowest byte first. Within 4 GiB that is the
+   order on media; beyond, it is not. One empty seed follows them.
 
 Source: ``scan_labels`` and ``create_namespace_pmem`` of the kernel (read, not copied).
 
@@ -123,6 +125,8 @@ class RegionScan:
     """``(offset, length)`` in the region of everything that labels reserve, sorted."""
     faults: tuple[str, ...]
     """What keeps labels, or the whole region, from being used."""
+    damage: tuple[str, ...] = ()
+    """Those of :attr:`faults` that no label of another set of dimms explains."""
     blocked: bool = False
     """True when the kernel gives up on the region."""
     foreign: tuple[Label, ...] = field(default=())
@@ -133,6 +137,7 @@ def scan(region: RegionSpan) -> RegionScan:
     """Finds the namespaces of a labelled region."""
     faults: list[str] = []
     foreign: list[Label] = []
+    skipped: set[str] = set()
     busy: set[tuple[int, int]] = set()
     sets: dict[UUID, dict[int, Label]] = {}
     blocked = False
@@ -145,12 +150,14 @@ def scan(region: RegionSpan) -> RegionScan:
         seen: set[UUID] = set()
         for label in labels:
             wrong = _refusal(region, span, label)
-            if label.rawsize and _inside(span, label):
-                busy.add(_extent(region, span, label))
+            reserved = _extent(region, span, label)
+            if reserved is not None:
+                busy.add(reserved)
             if wrong is not None:
                 faults.append(f"{span.name}: slot {label.slot}: {wrong}")
                 if not region.cookies.accepts(label.isetcookie, *(region.version or (1, 2))):
                     foreign.append(label)
+                    skipped.add(faults[-1])
                 continue
             if label.uuid in seen:
                 faults.append(f"{span.name}: slot {label.slot}: uuid {label.uuid} is there twice")
@@ -169,18 +176,19 @@ def scan(region: RegionSpan) -> RegionScan:
             blocked = True
             continue
         found.append(_namespace(region, [members[place] for place in range(region.ways)]))
-    found.sort(key=lambda each: each.offset)
+    found.sort(key=lambda each: (region.start + each.offset).to_bytes(8, "little"))
     namespaces = () if blocked else tuple(found)
-    return RegionScan(namespaces, tuple(sorted(busy)), tuple(faults), blocked, tuple(foreign))
+    damage = tuple(fault for fault in faults if fault not in skipped)
+    return RegionScan(
+        namespaces, tuple(sorted(busy)), tuple(faults), damage, blocked, tuple(foreign)
+    )
 
 
-def _inside(span: Span, label: Label) -> bool:
-    first = span.spec.dpa
-    return first <= label.dpa and label.dpa + label.rawsize <= first + span.size
-
-
-def _extent(region: RegionSpan, span: Span, label: Label) -> tuple[int, int]:
-    return (label.dpa - span.spec.dpa) * region.ways, label.rawsize * region.ways
+def _extent(region: RegionSpan, span: Span, label: Label) -> tuple[int, int] | None:
+    """Offset and length in the region of the part of the dimm that a label names, if there is."""
+    start = max(label.dpa - span.spec.dpa, 0)
+    end = min(label.dpa - span.spec.dpa + label.rawsize, span.size)
+    return (start * region.ways, (end - start) * region.ways) if start < end else None
 
 
 def _overlap(labels: Sequence[Label]) -> str | None:
@@ -200,19 +208,22 @@ def _refusal(region: RegionSpan, span: Span, label: Label) -> str | None:
     version = region.version or (1, 2)
     if not region.cookies.accepts(label.isetcookie, *version):
         return (
-            f"cookie {label.isetcookie:#018x} is that of other dimms, these have "
+            f"isetcookie is {label.isetcookie:#018x}, that of other dimms; these have "
             f"{region.cookies.of_version(*version):#018x} (pmem recookie adopts the labels)"
         )
     if label.nlabel != region.ways:
         return f"nlabel is {label.nlabel}, the region has {region.ways} dimms"
     if label.position >= label.nlabel:
         return f"position is {label.position} of {label.nlabel}"
-    if label.dpa % _PAGE or label.rawsize % _PAGE or not label.rawsize:
-        return f"{label.rawsize:#x} bytes at {label.dpa:#x} are no positive multiple of {_PAGE}"
-    if not _inside(span, label):
-        return (
-            f"{label.rawsize:#x} bytes at {label.dpa:#x} end behind the {span.size:#x} of the dimm"
-        )
+    if label.dpa % _PAGE:
+        return f"dpa is {label.dpa:#x}, no multiple of {_PAGE}"
+    if label.rawsize % _PAGE or not label.rawsize:
+        return f"rawsize is {label.rawsize:#x}, no positive multiple of {_PAGE}"
+    first, behind = span.spec.dpa, span.spec.dpa + span.size
+    if not first <= label.dpa < behind:
+        return f"dpa is {label.dpa:#x}, expected {first:#x} to {behind:#x} (excluded)"
+    if label.dpa + label.rawsize > behind:
+        return f"rawsize is {label.rawsize:#x}: from {label.dpa:#x} on it ends behind {behind:#x}"
     if isinstance(label, LabelV2) and label.type_guid != guids.PERSISTENT_MEMORY:
         return f"type_guid is {label.type_guid}, expected {guids.PERSISTENT_MEMORY}"
     return None
@@ -223,7 +234,7 @@ def _namespace(region: RegionSpan, labels: list[Label]) -> FoundNamespace:
     return FoundNamespace(
         uuid=first.uuid,
         name=first.name.split(b"\0", 1)[0].decode("utf-8", "replace"),
-        offset=_extent(region, region.spans[0], first)[0],
+        offset=(first.dpa - region.spans[0].spec.dpa) * region.ways,
         size=sum(label.rawsize for label in labels),
         lbasize=first.lbasize,
         flags=first.flags,

@@ -2,3 +2,5 @@
 
 What this does not do: I/O of any kind.
 """
+
+__all__: list[str] = []

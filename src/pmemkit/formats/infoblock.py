@@ -29,6 +29,7 @@ from pmemkit.units import format_size
 
 __all__ = [
     "ALIGNMENTS",
+    "DESCRIPTOR_SIZE",
     "INFO_OFFSET",
     "PAGE_SIZE",
     "RESERVED_SIZE",
@@ -239,17 +240,17 @@ def _use_faults(info: Info, size: int, start: int) -> Iterator[Fault]:
         yield fault("align", f"is {align}, no power of two from {PAGE_SIZE} to {ALIGNMENTS[-1]}")
         return
     start_pad, end_trunc = info.pads
+    if (start + start_pad) % SUBSECTION_SIZE:
+        yield fault("start_pad", f"is {start_pad}: {start + start_pad:#x} is no multiple of 2 MiB")
+    if (start + size - end_trunc) % SUBSECTION_SIZE:
+        end = start + size - end_trunc
+        yield fault("end_trunc", f"is {end_trunc}: the end {end:#x} is no multiple of 2 MiB")
     yield from _range_faults(info, size, start_pad + end_trunc)
     if align > size:
         yield fault("align", f"is {align}, more than the {size} bytes of the namespace")
     if (start + start_pad + info.dataoff) % align or info.dataoff % PAGE_SIZE:
         at_address = f"address {start + start_pad + info.dataoff:#x}"
         yield fault("dataoff", f"is {info.dataoff}: {at_address} is no multiple of {align}")
-    if (start + start_pad) % SUBSECTION_SIZE:
-        yield fault("start_pad", f"is {start_pad}: {start + start_pad:#x} is no multiple of 2 MiB")
-    if (start + size - end_trunc) % SUBSECTION_SIZE:
-        end = start + size - end_trunc
-        yield fault("end_trunc", f"is {end_trunc}: the end {end:#x} is no multiple of 2 MiB")
 
 
 def _range_faults(info: Info, size: int, cut: int) -> Iterator[Fault]:

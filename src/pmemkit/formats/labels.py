@@ -228,6 +228,8 @@ class LabelArea:
     """The valid labels in use, by slot."""
     stored: tuple[Label, ...] = ()
     """Every label whose slot number fits, freed ones too: what ``ndctl read-labels`` shows."""
+    headers: tuple[IndexHeader, ...] = ()
+    """Of both index blocks as they are, valid or not."""
 
     def update(self, *, add: Sequence[Label] = (), remove: Sequence[int] = ()) -> list[list[Write]]:
         """The writes of one atomic change, in groups; each is durable before the next begins.
@@ -359,12 +361,22 @@ def read_area(area: bytes) -> LabelArea:
             current = _choose(found)
             labels = tuple(_labels(area, division, current, faults))
             pair = (_only_index(blocks[0]), _only_index(blocks[1]))
-            stored = tuple(_stored(area, division, current))
-            return LabelArea(division, pair, current, tuple(faults), labels, stored)
+            layout = label_class(current.header.major, current.header.minor)
+            stored = tuple(_stored(area, division, layout, current.header.nslot))
+            heads = _headers(area, division)
+            return LabelArea(division, pair, current, tuple(faults), labels, stored, heads)
         tellings.append(faults)
     # Where it is more than a blank place, the version that the blocks were made for tells why.
     most = max(tellings, key=lambda told: sum(fault.field != "sig" for fault in told))
-    return LabelArea(sizing(len(area), LabelV2.SIZE), (None, None), None, tuple(most), ())
+    division = sizing(len(area), LabelV1.SIZE)
+    stored = tuple(_stored(area, division, LabelV1, division.slot_count))
+    heads = _headers(area, division)
+    wide = sizing(len(area), LabelV2.SIZE)
+    return LabelArea(wide, (None, None), None, tuple(most), (), stored, heads)
+
+
+def _headers(area: bytes, division: Sizing) -> tuple[IndexHeader, ...]:
+    return tuple(IndexHeader.unpack(area[at:]) for at in (0, division.index_size))
 
 
 def _only_index(block: Index | list[Fault]) -> Index | None:
@@ -456,11 +468,12 @@ def _label_faults(label: Label, block: bytes, slot: int) -> Iterator[Fault]:
         yield replace(fault, message=f"{fault.message} (slot {slot})")
 
 
-def _stored(area: bytes, division: Sizing, index: Index) -> Iterator[Label]:
-    layout = label_class(index.header.major, index.header.minor)
+def _stored(
+    area: bytes, division: Sizing, layout: type[LabelV1] | type[LabelV2], slots: int
+) -> Iterator[Label]:
     row = layout.field("slot")
-    for slot in range(index.header.nslot):
-        start = division.slot_offset(slot)
+    for slot in range(slots):
+        start = 2 * division.index_size + slot * layout.SIZE
         raw = area[start + row.offset : start + row.end]
         if int.from_bytes(raw, "little") == slot:
-            yield layout.unpack(area[start : start + division.label_size])
+            yield layout.unpack(area[start : start + layout.SIZE])

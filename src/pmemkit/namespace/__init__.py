@@ -2,3 +2,5 @@
 
 They work on image files without a kernel's nvdimm stack, and leave on media what one would.
 """
+
+__all__: list[str] = []

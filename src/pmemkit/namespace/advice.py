@@ -10,10 +10,11 @@ from typing import Final
 
 from pmemkit.bus.image import ImageBus, ImageRegion
 from pmemkit.bus.scan import REGION_ALIGN
-from pmemkit.errors import InvalidArgument, NoSpace
+from pmemkit.errors import Corrupt, InvalidArgument, NoSpace
+from pmemkit.formats.labels import IndexHeader
 from pmemkit.units import format_size
 
-__all__ = ["SIZE_MIN", "legal_size", "notes", "require_start"]
+__all__ = ["SIZE_MIN", "legal_size", "notes", "require_sound", "require_start"]
 
 SIZE_MIN: Final = 16 << 20
 """Bytes of the smallest namespace that may have an info block."""
@@ -82,6 +83,32 @@ def require_start(region: ImageRegion, start: int, *, force: bool) -> None:
             )
         )
         raise InvalidArgument(text, op="create", path=region.path)
+
+
+def require_sound(region: ImageRegion, op: str) -> None:
+    """Refuses to change a region whose labels are damaged: one that cannot be read may own any
+    space. Raises :class:`Corrupt`.
+
+    One index block of the two may be: that is what a power failure in the middle of a change
+    leaves. The other one is what holds, and the next change makes the damaged one whole.
+    """
+    for dimm in region.dimms:
+        area = dimm.span.area
+        if area is None:
+            continue
+        if area.current is None:
+            if any(dimm.read(dimm.label_offset, dimm.spec.label_size)):
+                text = (
+                    f"{dimm.name} has a label area that is not blank and no valid index block "
+                    f"({area.faults[0]}); zero-labels or init-labels --force drops what is there"
+                )
+                raise Corrupt(text, op=op, path=dimm.spec.path, offset=dimm.label_offset)
+            continue
+        for fault in area.faults:
+            if not fault.structure.startswith(IndexHeader.TITLE):
+                raise Corrupt(f"{dimm.name}: {fault}", op=op, path=dimm.spec.path)
+    if region.scan is not None and region.scan.damage:
+        raise Corrupt(region.scan.damage[0], op=op, path=region.path)
 
 
 def notes(bus: ImageBus) -> list[str]:

@@ -12,14 +12,14 @@ atomic on several dimms.
 """
 
 import uuid as uuids
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from uuid import UUID
 
 from pmemkit.bus.image import ImageNamespace, ImageRegion
 from pmemkit.bus.model import Mode
-from pmemkit.errors import InvalidArgument, NotSupported
+from pmemkit.errors import Corrupt, InvalidArgument, NotSupported
 from pmemkit.formats import btt, guids
 from pmemkit.formats.infoblock import (
     ALIGNMENTS,
@@ -29,9 +29,9 @@ from pmemkit.formats.infoblock import (
     PfnInfo,
     shape,
 )
-from pmemkit.formats.labels import Label, LabelV1, LabelV2
+from pmemkit.formats.labels import Label, LabelV1, LabelV2, Write
 from pmemkit.formats.layout import Clear
-from pmemkit.namespace.advice import legal_size, require_start
+from pmemkit.namespace.advice import legal_size, require_sound, require_start
 from pmemkit.namespace.images import Images, Progress, Step
 from pmemkit.units import format_size
 
@@ -39,6 +39,7 @@ __all__ = ["MODES", "Wish", "create", "destroy", "reconfigure"]
 
 MODES: Final[tuple[Mode, ...]] = ("raw", "sector", "fsdax", "devdax")
 _PAGE: Final = 4096
+_SIGNATURE_SIZE: Final = 16
 _NAME_MOST: Final = 63
 _DEFAULT_ALIGN: Final = 2 << 20
 _CLAIMS: Final[dict[str, UUID]] = {
@@ -61,7 +62,7 @@ class Wish:
     map: Literal["mem", "dev"] = "dev"
     align: int | None = None
     force: bool = False
-    """Accept a start that is a multiple of 2 MiB only."""
+    """Accept a start that is a multiple of 2 MiB only, and drop a damaged info block."""
 
     def checked(self) -> "Wish":
         """With defaults filled in. Raises :class:`InvalidArgument` for what no region could be."""
@@ -114,12 +115,14 @@ def create(
     if not region.labelled:
         return _claim_whole(images, region, wish, progress)
     _require_single(region)
+    require_sound(region, "create")
     assert wish.align is not None
     size = legal_size(region, wish.size, wish.align, raw=wish.mode == "raw")
     offset = next(start for start, length in region.free() if length >= size)
     label = _new_label(region, wish, offset, size)
+    change = _label_change(region, add=[label])
     _write_content(images, region, wish, offset, size, label.uuid, progress)
-    _change_labels(images, region, add=[label])
+    images.write_labels(images.number_of(region), change)
     return _found(images, region, label.uuid)
 
 
@@ -151,8 +154,26 @@ def _claim_whole(
     images: Images, region: ImageRegion, wish: Wish, progress: Progress | None
 ) -> ImageNamespace:
     """Puts an info block on the namespace of a label-less region."""
-    _require_single(region)
+    _require_whole(region, wish)
     here = region.namespaces[0]
+    if here.claim.info is not None:
+        kind = here.claim.info.TITLE
+        text = f"{here.dev} carries a {kind}; destroy it or reconfigure the namespace"
+        raise InvalidArgument(text, op="create", path=region.path)
+    if here.claim.faults:
+        text = f"{here.dev} carries a damaged info block ({here.claim.faults[0]})"
+        raise Corrupt(f"{text}; destroying it with --force drops it", op="create", path=region.path)
+    if wish.mode == "raw":
+        text = f"{region.dev} is label-less: its namespace is raw already"
+        raise InvalidArgument(text, op="create", path=region.path)
+    _write_content(images, region, wish, 0, region.size, UUID(int=0), progress)
+    return images.bus().namespace(here.dev)
+
+
+def _require_whole(region: ImageRegion, wish: Wish) -> None:
+    """Refuses what a label-less region cannot be, whatever is on it."""
+    _require_single(region)
+    require_sound(region, "create")
     if wish.size not in (None, region.size):
         text = (
             f"{region.dev} is label-less: it is one namespace of {region.size} bytes "
@@ -162,22 +183,13 @@ def _claim_whole(
     if wish.name or (wish.sector_size == 4096 and wish.mode in ("raw", "fsdax")):
         text = f"{region.dev} is label-less: there is no place for a name or a sector size"
         raise InvalidArgument(text, op="create", path=region.path)
-    if here.claim.info is not None:
-        kind = here.claim.info.TITLE
-        text = f"{here.dev} carries a {kind}; destroy it or reconfigure the namespace"
-        raise InvalidArgument(text, op="create", path=region.path)
-    if wish.mode == "raw":
-        text = f"{region.dev} is label-less: its namespace is raw already"
-        raise InvalidArgument(text, op="create", path=region.path)
-    _write_content(images, region, wish, 0, region.size, UUID(int=0), progress)
-    return images.bus().namespace(here.dev)
 
 
 def _new_label(region: ImageRegion, wish: Wish, offset: int, size: int) -> Label:
     """The label of a new namespace; its slot is chosen when it is written."""
     assert wish.uuid is not None and wish.sector_size is not None
-    every = {str(each.uuid) for each in region.namespaces}
-    if str(wish.uuid) in every:
+    area = region.dimms[0].span.area
+    if area is not None and wish.uuid in {each.uuid for each in area.labels}:
         raise InvalidArgument(f"uuid {wish.uuid} is in use in {region.dev}", op="create")
     common: dict[str, Any] = {
         "uuid": wish.uuid,
@@ -207,10 +219,24 @@ def _write_content(
 ) -> None:
     """Writes what a namespace of this mode has on media, durable when it returns."""
     steps = list(_content(region, wish, region.start + offset, size, parent))
+    if wish.mode != "raw":
+        steps[-1:] = _signed_last(steps[-1])
     number = images.number_of(region)
     base = region.dimms[0].spec.dpa + offset
     more = {} if progress is None else {"progress": progress}
     images.carry_out(number, steps, base=base, **more)
+
+
+def _signed_last(step: Step) -> list[Step]:
+    """The write of an info block in two: a block without its signature is none, so that a power
+    failure in between leaves the place as if nothing had been there."""
+    (write,) = step
+    assert not isinstance(write, Clear)
+    offset, block = write
+    return [
+        [(offset + _SIGNATURE_SIZE, block[_SIGNATURE_SIZE:])],
+        [(offset, block[:_SIGNATURE_SIZE])],
+    ]
 
 
 def _content(
@@ -218,7 +244,7 @@ def _content(
 ) -> Iterator[Step]:
     """Groups of writes, offsets from the start of the namespace; what makes it valid comes last."""
     assert wish.align is not None and wish.sector_size is not None
-    yield [Clear(0, min(RESERVED_SIZE, size))]
+    yield from _blank(region, start - region.start, size)
     match wish.mode:
         case "sector":
             version: Literal["1.1", "2.0"] = (
@@ -247,18 +273,13 @@ def _content(
             return
 
 
-def _change_labels(
-    images: Images,
-    region: ImageRegion,
-    *,
-    add: list[Label] | None = None,
-    remove: tuple[Label, ...] = (),
-) -> None:
-    """One atomic change of the labels of a region of one dimm."""
+def _label_change(
+    region: ImageRegion, *, add: Sequence[Label] = (), remove: Sequence[Label] = ()
+) -> list[list[Write]]:
+    """One atomic change of the labels of a region of one dimm, not yet carried out."""
     area = region.dimms[0].span.area
     assert area is not None
-    groups = area.update(add=add or [], remove=[label.slot for label in remove])
-    images.write_labels(images.number_of(region), groups)
+    return area.update(add=add, remove=[label.slot for label in remove])
 
 
 def _found(images: Images, region: ImageRegion, uuid: UUID) -> ImageNamespace:
@@ -269,35 +290,57 @@ def _found(images: Images, region: ImageRegion, uuid: UUID) -> ImageNamespace:
     raise AssertionError(f"namespace {uuid} is not there after it was made")
 
 
-def destroy(images: Images, name: str) -> ImageNamespace:
+def destroy(images: Images, name: str, *, force: bool = False) -> ImageNamespace:
     """Removes a namespace and gives it as it was. Its space is free as soon as the label is.
 
     A label-less one loses its info block and is raw again. The data stay where they were until
-    somebody writes there; the first 8 KiB, where info blocks live, are zeroed.
+    somebody writes there; the first 8 KiB, where info blocks live, are zeroed. One whose info block
+    is damaged goes with ``force`` only (:class:`Corrupt`): a repair could have brought it back.
     """
     here = images.bus().namespace(name)
     region = here.region
     _require_single(region)
-    if here.found is None and here.claim.info is None:
+    require_sound(region, "destroy")
+    _require_intact(here, "destroy", force=force)
+    if here.found is None and here.claim.info is None and not here.claim.faults:
         text = (
             f"{here.dev} is the raw namespace of a label-less region: there is nothing to destroy. "
             "pmem init-labels gives the region labels"
         )
         raise InvalidArgument(text, op="destroy", path=region.path)
     if here.found is not None:
-        _change_labels(images, region, remove=here.found.labels)
+        images.write_labels(
+            images.number_of(region), _label_change(region, remove=here.found.labels)
+        )
     _forget(images, here)
     return here
 
 
+def _require_intact(here: ImageNamespace, op: str, *, force: bool) -> None:
+    faults = here.claim.faults
+    if here.found is not None and here.found.claim in (None, guids.NULL):
+        # A block of another parent is what an earlier namespace left, not damage of this one.
+        faults = tuple(fault for fault in faults if fault.field != "parent_uuid")
+    if faults and not force:
+        text = f"{here.dev} is damaged ({faults[0]}); --force drops what is there"
+        raise Corrupt(text, op=op, path=here.region.path)
+
+
 def _forget(images: Images, here: ImageNamespace) -> None:
-    """Zeroes the places where info blocks are looked for. Without a label the signature goes first:
-    once it is torn, the block is not one any more."""
+    """Makes the namespace one without an info block."""
     base = here.region.dimms[0].spec.dpa + here.offset
-    number = images.number_of(here.region)
-    length = min(RESERVED_SIZE, here.size)
-    if any(here.region.read(here.offset, length)):
-        images.carry_out(number, [[Clear(0, length)]], base=base)
+    steps = _blank(here.region, here.offset, here.size)
+    images.carry_out(images.number_of(here.region), steps, base=base)
+
+
+def _blank(region: ImageRegion, offset: int, size: int) -> list[Step]:
+    """What zeroes the places where info blocks are looked for. The signatures go first: once they
+    are torn there is no block, and nothing looks like a damaged one."""
+    length = min(RESERVED_SIZE, size)
+    if not any(region.read(offset, length)):
+        return []
+    signatures = [(at, bytes(_SIGNATURE_SIZE)) for at in (0, INFO_OFFSET) if at < length]
+    return [signatures, [Clear(0, length)]]
 
 
 def reconfigure(
@@ -313,25 +356,27 @@ def reconfigure(
     here = images.bus().namespace(name)
     region = here.region
     _require_single(region)
+    require_sound(region, "reconfigure")
+    _require_intact(here, "reconfigure", force=wish.force)
     if wish.size not in (None, here.size):
         text = f"{here.dev} has {here.size} bytes; to have another size, destroy and create it"
         raise InvalidArgument(text, op="reconfigure", path=region.path)
-    wish = replace(wish, size=here.size, name=wish.name or here.name)
     # Everything that can be refused is refused before the first write.
     list(_content(region, wish, here.start, here.size, here.uuid))
     if here.found is None:
-        if here.claim.info is not None:
-            _forget(images, here)
+        _require_whole(region, wish)
+        _forget(images, here)
         if wish.mode == "raw":
             return images.bus().namespace(here.dev)
-        whole = images.bus().region(region.dev)
-        return _claim_whole(images, whole, replace(wish, name="", size=None), progress)
+        return _claim_whole(images, images.bus().region(region.dev), wish, progress)
+    wish = replace(wish, size=here.size, name=wish.name or here.name)
+    number = images.number_of(region)
     raw = _new_label(region, replace(wish, mode="raw", uuid=uuids.uuid4()), here.offset, here.size)
-    _change_labels(images, region, add=[raw], remove=here.found.labels)
     final = _new_label(region, wish, here.offset, here.size)
+    images.write_labels(number, _label_change(region, add=[raw], remove=here.found.labels))
     _write_content(images, region, wish, here.offset, here.size, final.uuid, progress)
     between = images.bus().region(region.dev)
     old = next(each for each in between.namespaces if each.uuid == raw.uuid)
     assert old.found is not None
-    _change_labels(images, between, add=[final], remove=old.found.labels)
+    images.write_labels(number, _label_change(between, add=[final], remove=old.found.labels))
     return _found(images, between, final.uuid)

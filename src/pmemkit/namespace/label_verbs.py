@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pmemkit.bus.image import ImageDimm
-from pmemkit.errors import Corrupt, InvalidArgument, NoSpace
+from pmemkit.errors import InvalidArgument, NoSpace
 from pmemkit.formats import guids
 from pmemkit.formats.labels import (
-    Index,
+    IndexHeader,
     Label,
     LabelArea,
     LabelV2,
@@ -24,6 +24,7 @@ from pmemkit.formats.labels import (
     initialise,
     read_area,
 )
+from pmemkit.namespace.advice import require_sound
 from pmemkit.namespace.images import Images
 
 __all__ = [
@@ -86,9 +87,13 @@ def write_labels(images: Images, dimm: int, data: bytes, *, offset: int = 0) -> 
         raise InvalidArgument(text, op="write-labels", path=images.machine.dimms[dimm].path)
     if offset == 0 and len(data) == len(area):
         images.write_labels(dimm, erase(area))
-        slots = 2 * read_area(data).sizing.index_size
-        # The index blocks, which make the labels count, come last.
-        images.write_labels(dimm, [[(slots, data[slots:])], [(0, data[:slots])]])
+        found = read_area(data)
+        size = found.sizing.index_size
+        # The index blocks, which make the labels count, come last, and the current one of them
+        # first: the other one alone would bring an older set of labels back.
+        order = (1, 0) if found.current is not None and found.current.number else (0, 1)
+        blocks = [[(place * size, data[place * size :][:size])] for place in order]
+        images.write_labels(dimm, [[(2 * size, data[2 * size :])], *blocks])
     elif data:
         images.write_labels(dimm, [[(offset, data)]])
 
@@ -137,6 +142,7 @@ def recookie(images: Images, dimm: int) -> list[Label]:
         text = "belongs to an interleaved set, whose labels cannot be changed in one step"
         raise InvalidArgument(text, op="recookie", path=path)
     cookie = region.span.cookie
+    require_sound(region, "recookie")
     stale = [label for label in area.labels if label.isetcookie != cookie and label.nlabel == 1]
     if not stale:
         return []
@@ -158,29 +164,24 @@ def _require_area(images: Images, dimm: int) -> None:
 
 
 def labels_listing(dimms: Sequence[ImageDimm]) -> list[dict[str, Any]]:
-    """What ``ndctl read-labels --json`` prints of dimms that have an index block.
-
-    Raises :class:`Corrupt` where none is valid.
-    """
+    """What ``ndctl read-labels --json`` prints: both index blocks as they are, valid or not, and
+    every label whose slot number fits, freed ones too. Dimms without a label area are left out."""
     listing = []
     for dimm in dimms:
         area = dimm.span.area
-        if area is None or area.current is None:
-            why = check_labels(dimm).findings
-            raise Corrupt(f"{dimm.name} {'; '.join(why)}", op="read-labels", path=dimm.spec.path)
-        indexes = [_index_record(index) for index in area.indexes if index is not None]
-        labels = [label_record(label) for label in area.stored]
-        listing.append({"dev": dimm.name, "index": indexes, "label": labels})
+        if area is not None:
+            labels = [label_record(label) for label in area.stored]
+            indexes = [_index_record(header) for header in area.headers]
+            listing.append({"dev": dimm.name, "index": indexes, "label": labels})
     return listing
 
 
-def _index_record(index: Index) -> dict[str, Any]:
-    header = index.header
+def _index_record(header: IndexHeader) -> dict[str, Any]:
     return {
-        "signature": header.sig.rstrip(b"\0").decode(),
+        "signature": header.sig.split(b"\0", 1)[0].decode("ascii", "replace"),
         "major": header.major,
         "minor": header.minor,
-        "labelsize": 128 << header.labelsize,
+        "labelsize": 1 << 7 + min(header.labelsize, 24),
         "seq": header.seq,
         "nslot": header.nslot,
     }

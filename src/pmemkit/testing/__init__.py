@@ -4,6 +4,7 @@
   slow, obvious device that :func:`device_state_machine` compares with.
 - :class:`RecordedDevice` and :func:`check_streams`: durability under power failure, on the
   recording medium ``pmemkit._native.media.Recording`` (here as :class:`Recording`).
+- :func:`check_change`: a change of namespaces or labels on an image, under the same failures.
 - :func:`noop_stack` and :func:`traced_stack`: stacks of layers that change nothing.
 - :class:`TransmissionClient`: the server's own path to the media, without a handshake.
 
@@ -31,11 +32,16 @@ from pmemkit.testing.transmission import TransmissionClient
 
 if TYPE_CHECKING:
     from pmemkit.testing.device_suite import DeviceSuite
+    from pmemkit.testing.images import check_change
     from pmemkit.testing.state_machine import device_state_machine
 
 Recording = _media.Recording
 
-_LATE = {"DeviceSuite": "device_suite", "device_state_machine": "state_machine"}
+_LATE = {
+    "DeviceSuite": "device_suite",
+    "check_change": "images",
+    "device_state_machine": "state_machine",
+}
 
 __all__ = [
     "Backdoor",
@@ -50,6 +56,7 @@ __all__ = [
     "RequestTarget",
     "TracedStack",
     "TransmissionClient",
+    "check_change",
     "check_streams",
     "device_state_machine",
     "noop_stack",
