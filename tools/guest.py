@@ -340,7 +340,7 @@ class Guest:
             *(str(self._qemu), "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-machine", "pc,nvdimm=on,accel=tcg", "-cpu", "max", "-smp", str(cpus)),
             *("-m", memory + plugged, "-display", "none"),
-            *("-kernel", str(self.directory / "vmlinuz"), "-initrd", str(scratch / "initramfs")),
+            *("-kernel", str(self.directory / "kernel"), "-initrd", str(scratch / "initramfs")),
             *("-serial", f"file:{scratch / 'console'}", "-device", "virtio-serial-pci"),
             *("-chardev", f"file,id=results,path={scratch / 'results'}"),
             *("-device", "virtserialport,chardev=results,name=results"),

@@ -66,7 +66,8 @@ _DOWNLOAD_SECONDS = 600
 _SETUP_SECTORS, _SETUP_SECTORS_DEFAULT, _PAYLOAD = 0x1F1, 4, 0x248
 _SECTOR_BYTES = 512
 _XZ_SIGNATURE = b"\xfd7zXZ\0"
-_PVH_NOTE = struct.pack("<II", 18, 4)[:0] + b""
+_PVH_NOTE = struct.pack("<III", 4, 8, 18) + b"Xen\0"
+"""Head of the ELF note XEN_ELFNOTE_PHYS32_ENTRY: lengths of name and value, type, name."""
 
 
 class GuestError(Exception):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import lzma
+import struct
 import subprocess
 from pathlib import Path
 
@@ -296,8 +298,18 @@ def test_the_archive_is_one_that_cpio_reads(tmp_path, need):
     assert (tmp_path / "deep/link").read_bytes() == b"12345"
 
 
+def test_a_kernel_that_cannot_be_unpacked_here_is_booted_as_it_is():
+    payload = lzma.compress(b"\x7fELF and no note")
+    head = bytearray(1024)
+    head[0x1F1] = 1
+    for packed in (payload, b"packed in another way"):
+        struct.pack_into("<II", head, 0x248, 0, len(packed))
+        image = bytes(head) + packed + b"more"
+        assert guest_image.bootable(image) == image
+
+
 def test_a_damaged_directory_of_the_cache_is_not_used(tmp_path):
-    (tmp_path / "vmlinuz").write_bytes(b"kernel")
+    (tmp_path / "kernel").write_bytes(b"kernel")
     (tmp_path / "initramfs.cpio").write_bytes(b"programs")
     assert guest_image.whole(tmp_path) is None
     manifest = {"sums": guest_image.sums(tmp_path)}

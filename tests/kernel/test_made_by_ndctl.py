@@ -19,7 +19,8 @@ ndctl disable-region all
 ndctl init-labels -V 1.2 nmem0
 ndctl init-labels -V 1.1 nmem1
 ndctl enable-region all
-for region in region0 region1; do
+for dimm in nmem0 nmem1; do
+    region=$(ndctl list -R -d $dimm | grep -o 'region[0-9]*' | head -n 1)
     ndctl create-namespace -r $region -m raw -s 32M -n plain
     for size in 512 520 528 4096 4104 4160 4224; do
         ndctl create-namespace -r $region -m sector -s 32M -l $size -n s$size
@@ -54,10 +55,10 @@ def made(guest: Guest, tmp_path_factory):
     dimms = [Dimm(path, label_size_bytes=LABEL_SIZE) for path in paths]
     # The third area is initialised by the kernel itself: ndctl reconfigures its one namespace.
     whole = (
-        "ndctl create-namespace -f -e $(ndctl list -N -r region2 | grep -o 'namespace2.0') -m fsdax"
+        "ndctl create-namespace -f -m fsdax -e $(ndctl list -N -d nmem2 | grep -o 'names[^\"]*')"
     )
     first = guest.run(dimms, {"make": MAKE, "by kernel": whole}, timeout_seconds=240)
-    first["make"].check()
+    first.check()
     second = guest.run(
         dimms,
         {"list": "ndctl list -DRNi", "labels": "ndctl read-labels -j all", "sums": SUMS},

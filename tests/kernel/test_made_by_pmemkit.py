@@ -130,7 +130,7 @@ PATTERN = hashlib.shake_256(b"pmemkit").digest(65536)
 
 
 def test_everything_is_enumerated_with_the_same_fields(shown):
-    names, before, result, _ = shown
+    _, before, result, _ = shown
     listed = kernels(result["list"].json())
     wrong = differences(listed, before)
     assert not wrong, "\n".join(wrong)

@@ -9,7 +9,9 @@ Invariants:
    index block with the next sequence number, whole. A torn write leaves the current block current.
 2. Of two valid blocks the later one in the cycle 1, 2, 3, 1 is current; when both have the same
    number, block 1 is: the kernel's own first update of a fresh area makes such a pair.
-3. A reader takes the number of slots from media (older kernels counted fewer) and checks that it
+3. A block that is not valid is zeroed before it is written. What a torn write left, and the next
+   write torn elsewhere, could make up the block of the change that never happened.
+4. A reader takes the number of slots from media (older kernels counted fewer) and checks that it
    fits; everything else it computes.
 
 Sources: the kernel's ``drivers/nvdimm/label.[ch]``, EDK2's ``NvdimmLabel.h`` (read, not copied).
@@ -253,6 +255,9 @@ class LabelArea:
         for slot in remove:
             free |= 1 << slot
         other = 1 - self.current.number
+        if self.indexes[other] is None:
+            size = self.sizing.index_size
+            writes.append((other * size, bytes(size)))
         index = replace(
             header,
             seq=next_sequence(header.seq),
@@ -275,6 +280,9 @@ def initialise(area: bytes, major: int = 1, minor: int = 1) -> list[list[Write]]
     division = sizing(len(area), LABELS[major, minor].SIZE)
     size = division.index_size
     groups = _release(area)
+    if not groups:
+        places = max(_index_places(len(area)))
+        groups += [[(0, bytes(2 * places))]] if any(area[: 2 * places]) else []
     for number, seq in ((1, 2), (0, 3)):
         header = IndexHeader(
             sig=SIGNATURE,
