@@ -11,7 +11,12 @@ from pmemkit.namespace.label_verbs import labels_listing
 
 GOLDEN = Path(__file__).parent / "golden"
 LABEL_SIZE = 128 << 10
-CASES = sorted(each.parent.name for each in GOLDEN.glob("*/list-BDRNi-v.json"))
+CASES = sorted(
+    each.parent.name
+    for each in GOLDEN.glob("*/list-BDRNi-v.json")
+    # Ranges that firmware reserves have no dimms; no image stands for them.
+    if each.parent.name != "e820"
+)
 
 
 def rebuild(case: Path, directory: Path) -> list[str]:
@@ -45,8 +50,6 @@ def rebuild(case: Path, directory: Path) -> list[str]:
 @pytest.mark.parametrize("case", CASES)
 def test_what_the_kernel_wrote_is_listed_as_ndctl_lists_it(case, tmp_path):
     paths = rebuild(GOLDEN / case, tmp_path)
-    if not paths:
-        pytest.skip("the case has no dimms")
     listed = json.loads((GOLDEN / case / "list-BDRNi-v.json").read_text())[0]
     quiet = json.loads((GOLDEN / case / "list-RNi.json").read_text())
     quiet["dimms"] = listed["dimms"]
@@ -65,4 +68,4 @@ def test_labels_are_read_as_ndctl_reads_them(case, tmp_path):
     paths = rebuild(GOLDEN / case, tmp_path)
     expected = json.loads((GOLDEN / case / "read-labels.json").read_text() or "[]")
     bus = observe(machine_of(paths, label_size=LABEL_SIZE))
-    assert labels_listing(bus.dimms) == expected
+    assert labels_listing(bus.dimms) == sorted(expected, key=lambda each: each["dev"])

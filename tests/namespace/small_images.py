@@ -1,6 +1,7 @@
 """Small images of one dimm, so that thousands of power failures can be looked at."""
 
 import random
+from functools import cache
 from uuid import UUID
 
 from pmemkit.bus.machine import DimmSpec
@@ -23,11 +24,13 @@ def uuid_of(number: int) -> UUID:
     return UUID(int=0x1234 << 96 | number)
 
 
+@cache
 def dirty(region_size: int, label_size: int = 4 * KIB, seed: int = 1) -> bytes:
     """An image whose region holds old data and whose label area is blank."""
     return random.Random(seed).randbytes(region_size) + bytes(label_size)
 
 
+@cache
 def labelled(
     version: tuple[int, int], region_size: int = 64 * KIB, label_size: int = 4 * KIB
 ) -> bytes:
@@ -36,6 +39,7 @@ def labelled(
     return dirty(region_size, label_size)[:region_size] + area
 
 
+@cache
 def with_namespaces(version: tuple[int, int], label_size: int = 4 * KIB) -> bytes:
     """An image with three raw namespaces of 8 KiB, a gap behind the first one, and a history."""
     image, spec = labelled(version, label_size=label_size), spec_of(label_size)

@@ -102,22 +102,28 @@ CASES = {
 
 
 def _heads(addresses: dict[str, tuple[int, int]], images: list[Path], target: Path) -> None:
-    for name, (region, offset) in addresses.items():
-        with images[region].open("rb") as image:
+    for name, (slot, offset) in addresses.items():
+        with images[slot].open("rb") as image:
             image.seek(offset)
             (target / f"{name}.head.bin").write_bytes(image.read(HEAD_BYTES))
 
 
 def _offsets(steps: Result, images: list[Path]) -> dict[str, tuple[int, int]]:
     """Where each namespace starts, from the kernel's own ``resource`` attributes."""
+    (bus,) = steps["list-BDRNi-v"].json()
+    handles = {dimm["dev"]: dimm["handle"] for dimm in bus.get("dimms", [])}
+    # The kernel numbers regions in an order of its own; the handle of the dimm tells the image.
+    slots = {
+        region["dev"].removeprefix("region"): handles[region["mappings"][0]["dimm"]] - 1
+        for region in bus["regions"]
+        if "mappings" in region
+    }
     found = {}
-    for line in steps["resources"].text.split("\n"):
-        if not line:
-            continue
+    for line in steps["resources"].text.splitlines():
         name, start, region_start = line.split()
-        region = int(name.removeprefix("namespace").split(".")[0])
-        if int(start, 0) >= int(region_start, 0) and region < len(images):
-            found[name] = (region, int(start, 0) - int(region_start, 0))
+        slot = slots.get(name.removeprefix("namespace").split(".")[0])
+        if slot is not None and slot < len(images):
+            found[name] = (slot, int(start, 0) - int(region_start, 0))
     return found
 
 
