@@ -77,7 +77,8 @@ test: peers-test build ## everything, with every peer there is
 	$(SUITES) \
 	    'rust:90:$(CARGO_TEST)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
-	    'python:300:$(PY) -m pytest -q' \
+	    'python:300:$(PY) -m pytest -q --ignore tests/kernel' \
+	    'kernel:360:$(PY) -m pytest -q tests/kernel' \
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
 	    'fuzz connection:40:tools/fuzz run connection 20' \
@@ -107,7 +108,8 @@ soak-tests: peers-test build planted ## every test with the counts that the issu
 	mkdir -p docs/evidence
 	PMEMKIT_SOAK=1 $(SUITES) \
 	    'rust:300:$(CARGO_TEST) --release' \
-	    'python:1800:$(PY) -m pytest -q --timeout 1800' \
+	    'python:1800:$(PY) -m pytest -q --timeout 1800 --ignore tests/kernel' \
+	    'kernel:900:$(PY) -m pytest -q tests/kernel' \
 	    2>&1 | tee docs/evidence/soak-tests.txt
 
 # Side by side: nothing is measured here but whether something breaks.

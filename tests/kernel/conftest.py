@@ -15,8 +15,11 @@ _TIMEOUT_SECONDS = 600
 """Of one test: its boots, and the download of a kernel where it is the first one."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if "guest" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.peer("qemu-system-x86_64"))
         if HERE in item.path.parents and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_TIMEOUT_SECONDS))
 
