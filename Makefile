@@ -82,7 +82,10 @@ test: peers-test build ## everything, with every peer there is
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
 	    'fuzz connection:40:tools/fuzz run connection 20' \
-	    'fuzz options:40:$(PY) fuzz/options_fuzz.py --seconds 20'
+	    'fuzz options:40:$(PY) fuzz/options_fuzz.py --seconds 20' \
+	    'fuzz labels:40:$(PY) fuzz/formats_fuzz.py --target labels --seconds 15' \
+	    'fuzz btt:40:$(PY) fuzz/formats_fuzz.py --target btt --seconds 15' \
+	    'fuzz infoblock:40:$(PY) fuzz/formats_fuzz.py --target infoblock --seconds 15'
 
 check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit tests
 	$(SUITES) \
@@ -100,7 +103,9 @@ fuzz: $(STAMP) ## the fuzzers, SECONDS_EACH=60 each
 	$(SUITES) --patience 2 \
 	    'fuzz request parser:$(SECONDS_EACH):tools/fuzz run request_parser $(SECONDS_EACH)' \
 	    'fuzz connection:$(SECONDS_EACH):tools/fuzz run connection $(SECONDS_EACH)' \
-	    'fuzz options:$(SECONDS_EACH):$(PY) fuzz/options_fuzz.py --seconds $(SECONDS_EACH)'
+	    'fuzz options:$(SECONDS_EACH):$(PY) fuzz/options_fuzz.py --seconds $(SECONDS_EACH)' \
+	    $(foreach each,labels btt infoblock,'fuzz $(each):$(SECONDS_EACH):$(PY) \
+	        fuzz/formats_fuzz.py --target $(each) --seconds $(SECONDS_EACH)')
 
 soak: soak-tests soak-fuzz ## full counts and 600 s of each fuzzer; output kept in docs/evidence
 
@@ -120,6 +125,9 @@ soak-fuzz: $(STAMP) ## 600 s of each fuzzer
 	        tools/fuzz run connection 600 & connection=$$!; \
 	        $(PY) fuzz/options_fuzz.py --seconds 600; \
 	        wait $$parser; wait $$connection' \
+	    'fuzzers of formats:1500:$(PY) fuzz/formats_fuzz.py --target labels --seconds 600 & \
+	        labels=$$!; $(PY) fuzz/formats_fuzz.py --target btt --seconds 600; wait $$labels; \
+	        $(PY) fuzz/formats_fuzz.py --target infoblock --seconds 600' \
 	    2>&1 | tee docs/evidence/soak-fuzz.txt
 
 clean: ## everything that was built

@@ -45,8 +45,29 @@ COMMANDS = {
 }
 
 
+def program(base: int, *steps: tuple[int, int, int, int], sealed: bool = False) -> bytes:
+    """A program of formats_fuzz: ``(what, place, other place, value)`` for each change."""
+    body = b"".join(struct.pack("<BHHB", *step) for step in steps)
+    return bytes([base, sealed]) + body
+
+
+def format_seeds() -> None:
+    """For each format: valid images, and each kind of change, sealed and not."""
+    for target, bases in (("labels", 6), ("btt", 3), ("infoblock", 6)):
+        for base in range(bases):
+            write(f"formats_{target}", f"valid_{base}", program(base))
+        for field in range(0, 24, 2):
+            for value in (0, 24):
+                changed = program(field % bases, (0, field, 0, value), sealed=True)
+                write(f"formats_{target}", f"field_{field}_{value}", changed)
+        write(f"formats_{target}", "flipped", program(0, (2, 3, 0, 1)))
+        write(f"formats_{target}", "anywhere", program(1, (3, 0, 80, 255), sealed=True))
+        write(f"formats_{target}", "copied", program(2, (4, 0, 1, 0), (4, 30, 2, 0), sealed=True))
+
+
 def main() -> None:
     """Writes every seed."""
+    format_seeds()
     for name, header in COMMANDS.items():
         write("request_parser", name, parser_session(65536) + header)
         payload = bytes(range(64)) if name == "write" else b""

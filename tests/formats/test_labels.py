@@ -103,9 +103,7 @@ def test_every_division_fits_into_its_area_and_its_bitmap_into_its_block(size, l
 
 
 def test_an_area_too_small_is_named_with_the_least_size() -> None:
-    with pytest.raises(
-        InvalidArgument, match=r"area of 512 bytes is too small.*1024 bytes"
-    ):
+    with pytest.raises(InvalidArgument, match=r"area of 512 bytes is too small.*1024 bytes"):
         read_area(bytes(512))
 
 

@@ -12,6 +12,7 @@ use pyo3::types::{PyBytes, PyFrozenSet};
 use crate::buffer::{Bytes, Held};
 use crate::error::to_py;
 use crate::media::Medium;
+use crate::reader::PythonReader;
 
 /// Bytes that are copied without giving the GIL up: giving it up costs more than the copy.
 const HOLD_GIL_MAX: u64 = 4096;
@@ -294,6 +295,16 @@ pub mod block {
     fn raw(medium: &Bound<'_, Medium>, read_only: bool) -> Device {
         let medium = medium.get().inner.clone();
         Device { stack: core::Stack::new(Arc::new(core::Raw::new(medium, read_only))) }
+    }
+
+    #[pyfunction]
+    fn python_reader(size: Bytes, sector_size: u32, read: Py<PyAny>) -> PyResult<Device> {
+        if !sector_size.is_power_of_two() {
+            let text = format!("a sector size of {sector_size} bytes is no power of two");
+            return Err(to_py(Error::new(Kind::Invalid, "open", text)));
+        }
+        let reader = PythonReader::new(size.0, sector_size, read);
+        Ok(Device { stack: core::Stack::new(Arc::new(reader)) })
     }
 
     #[pyfunction]

@@ -8,6 +8,7 @@ mod buffer;
 mod error;
 mod media;
 mod nbd;
+mod reader;
 mod recording;
 
 use pyo3::prelude::*;

@@ -1,5 +1,6 @@
 """Block devices: layers of one shape over a medium, and the channel that enforces what they offer."""
 
+from collections.abc import Callable
 from typing import Self, final
 
 from typing_extensions import Buffer
@@ -61,6 +62,10 @@ class Channel:
 
 def raw(medium: Medium, *, read_only: bool = False) -> Device:
     """The bottom layer of mode ``raw``: the medium as it is; 8 bytes are power-fail atomic."""
+
+def python_reader(size: int, sector_size: int, read: Callable[[int, int], bytes]) -> Device:
+    """A read-only bottom layer that calls ``read(offset, length)`` for every request, on a thread
+    of the server's pool. For readers that need no speed."""
 
 def noop(below: Device) -> Device:
     """A layer that changes nothing."""

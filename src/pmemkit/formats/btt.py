@@ -44,12 +44,16 @@ __all__ = [
     "Arena",
     "BttInfo",
     "BttProbe",
+    "Lane",
     "LogEntry",
     "Version",
     "arenas",
     "fresh_layout",
     "info_faults",
     "initial_log",
+    "lane_of",
+    "log_groups",
+    "log_pair",
     "probe",
 ]
 
@@ -344,3 +348,77 @@ def probe(
             unit = 4096 if first.external_lbasize >= 4096 else 512
             return BttProbe("valid", first, (), total * unit, first.external_lbasize)
         start += info.nextoff
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The newest exchange of a lane and where it stands."""
+
+    number: int
+    entry: LogEntry
+    slot: int
+    """Which of the four entries of the group holds it."""
+    other: int
+    """Where the next exchange goes."""
+
+    @property
+    def free_block(self) -> int:
+        """The block that belongs to nobody."""
+        return self.entry.old_map & MAP_MASK
+
+    @property
+    def finished(self) -> bool:
+        """True for an entry of a fresh layout, which moved nothing."""
+        return self.entry.old_map & MAP_MASK == self.entry.new_map & MAP_MASK
+
+
+def log_groups(log: bytes) -> list[tuple[LogEntry, ...]]:
+    """The entries of each lane's group, four a lane."""
+    return [
+        tuple(
+            LogEntry.unpack(log[at : at + LogEntry.SIZE])
+            for at in range(start, start + LOG_GROUP_SIZE, LogEntry.SIZE)
+        )
+        for start in range(0, LANES * LOG_GROUP_SIZE, LOG_GROUP_SIZE)
+    ]
+
+
+def log_pair(groups: Sequence[tuple[LogEntry, ...]]) -> tuple[tuple[int, int], list[Fault]]:
+    """Which two of the four entries are in use, by the kernel's rule, and what breaks the rule.
+
+    The first group with two entries that are not zero decides; a log that was never written has the
+    pair (0, 1).
+    """
+    pair, faults = (0, 1), []
+    for group in groups:
+        used = tuple(place for place, entry in enumerate(group) if entry != _EMPTY)
+        if len(used) == 2:
+            pair = (used[0], used[1])
+            break
+    if pair not in ((0, 1), (0, 2)):
+        text = f"are in use at {pair[0]} and {pair[1]}, expected 0 and 1 or 0 and 2"
+        return (0, 1), [Fault("BTT log", "entries", 0, text)]
+    for lane, group in enumerate(groups):
+        used = tuple(place for place, entry in enumerate(group) if entry != _EMPTY)
+        if pair[0] not in used or not set(used) <= set(pair):
+            text = f"of lane {lane} are in use at {used}, the log uses {pair}"
+            faults.append(Fault("BTT log", "entries", lane * LOG_GROUP_SIZE, text))
+    return pair, faults
+
+
+_EMPTY: Final = LogEntry(lba=0, old_map=0, new_map=0, seq=0)
+
+
+def lane_of(number: int, group: tuple[LogEntry, ...], pair: tuple[int, int]) -> Lane | Fault:
+    """The newest entry of a group, or why there is none that can be trusted."""
+    first, second = (group[place].seq for place in pair)
+    ordered = {(1, 2), (2, 3), (3, 1)}
+    if first == 0 or first > 3 or second > 3 or first == second:
+        why = f"of lane {number} are {first} and {second}"
+        return Fault("BTT log", "seq", number * LOG_GROUP_SIZE, why)
+    if second == 0 and first != 1:
+        why = f"of lane {number} are {first} and 0; an entry that is alone has 1"
+        return Fault("BTT log", "seq", number * LOG_GROUP_SIZE, why)
+    newest = 1 if (first, second) in ordered else 0
+    slot, other = pair[newest], pair[1 - newest]
+    return Lane(number, group[slot], slot, other)

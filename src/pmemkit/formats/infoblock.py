@@ -220,6 +220,12 @@ def probe(
 def _presence_faults(info: Info, block: bytes, parent: UUID) -> Iterator[Fault]:
     if info.signature != info.SIGNATURE:
         yield info.fault("signature", f"is {info.signature!r}, expected {info.SIGNATURE!r}")
+        signed = info.SIGNATURE + block[len(info.SIGNATURE) :]
+        if any(info.signature[:8]) and not info.basic_faults(signed):
+            # Who removes a block zeroes this word first; anything else is damage.
+            yield info.fault(
+                "checksum", "would be right under that signature: the block is damaged"
+            )
         return
     yield from info.basic_faults(block)
     if info.parent_uuid != parent:

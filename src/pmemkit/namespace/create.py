@@ -39,7 +39,8 @@ __all__ = ["MODES", "Wish", "create", "destroy", "reconfigure"]
 
 MODES: Final[tuple[Mode, ...]] = ("raw", "sector", "fsdax", "devdax")
 _PAGE: Final = 4096
-_SIGNATURE_SIZE: Final = 16
+_WORD: Final = 8
+"""Bytes that a power failure cannot tear: the beginning of every signature."""
 _NAME_MOST: Final = 63
 _DEFAULT_ALIGN: Final = 2 << 20
 _CLAIMS: Final[dict[str, UUID]] = {
@@ -228,15 +229,12 @@ def _write_content(
 
 
 def _signed_last(step: Step) -> list[Step]:
-    """The write of an info block in two: a block without its signature is none, so that a power
-    failure in between leaves the place as if nothing had been there."""
+    """The write of an info block in two: a block without the first word of its signature is none,
+    so that a power failure in between leaves the place as if nothing had been there."""
     (write,) = step
     assert not isinstance(write, Clear)
     offset, block = write
-    return [
-        [(offset + _SIGNATURE_SIZE, block[_SIGNATURE_SIZE:])],
-        [(offset, block[:_SIGNATURE_SIZE])],
-    ]
+    return [[(offset + _WORD, block[_WORD:])], [(offset, block[:_WORD])]]
 
 
 def _content(
@@ -334,12 +332,12 @@ def _forget(images: Images, here: ImageNamespace) -> None:
 
 
 def _blank(region: ImageRegion, offset: int, size: int) -> list[Step]:
-    """What zeroes the places where info blocks are looked for. The signatures go first: once they
-    are torn there is no block, and nothing looks like a damaged one."""
+    """What zeroes the places where info blocks are looked for. The signatures go first: without
+    their first word there is no block, and nothing looks like a damaged one."""
     length = min(RESERVED_SIZE, size)
     if not any(region.read(offset, length)):
         return []
-    signatures = [(at, bytes(_SIGNATURE_SIZE)) for at in (0, INFO_OFFSET) if at < length]
+    signatures = [(at, bytes(_WORD)) for at in (0, INFO_OFFSET) if at < length]
     return [signatures, [Clear(0, length)]]
 
 

@@ -222,7 +222,10 @@ class Region:
         from pmemkit.storage.btt_reader import BttReader
 
         here = self._place.namespace
-        reader = BttReader(opened.medium, parent_uuid=here.uuid, version=here.claim.version)
+        medium = opened.medium
+        reader = BttReader(
+            medium.read, len(medium), version=here.claim.version, parent_uuid=here.uuid
+        )
         return block.python_reader(reader.size, reader.sector_size, reader.read)
 
     def close(self) -> None:
