@@ -4,8 +4,10 @@
 
 mod bench;
 mod block;
+mod btt;
 mod buffer;
 mod error;
+mod formats;
 mod media;
 mod nbd;
 mod reader;
@@ -22,6 +24,10 @@ mod _native {
     use crate::bench::bench;
     #[pymodule_export]
     use crate::block::block;
+    #[pymodule_export]
+    use crate::btt::btt;
+    #[pymodule_export]
+    use crate::formats::formats;
     #[pymodule_export]
     use crate::media::media;
     #[pymodule_export]

@@ -5,6 +5,8 @@ Submodules are attributes: write ``from pmemkit._native import block``.
 
 from . import bench as bench
 from . import block as block
+from . import btt as btt
+from . import formats as formats
 from . import media as media
 from . import nbd as nbd
 

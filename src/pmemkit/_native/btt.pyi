@@ -1,0 +1,33 @@
+"""The block translation table: what runs per sector."""
+
+from collections.abc import Sequence
+from typing import final
+
+from .media import Medium
+
+@final
+class MapScan:
+    """A scan of the map of an arena: each block belongs to one sector or to one lane.
+
+    ``blocks`` is internal_nlba; ``finished`` are ``(sector, block)`` of writes that are in the log
+    and not in the map. Memory is one bit a block.
+    """
+
+    def __new__(cls, blocks: int, finished: Sequence[tuple[int, int]] = ()) -> MapScan: ...
+    def feed(self, medium: Medium, offset: int, first: int, count: int) -> None:
+        """Scans ``count`` entries at ``offset`` of the medium; the first is that of sector
+        ``first``."""
+
+    def claim(self, block: int) -> bool:
+        """Takes a block for a lane; False where it had an owner, or there is no such block."""
+
+    def findings(self) -> list[tuple[str, int, int]]:
+        """``(wrong, sector, block)`` of the first wrong entries; ``wrong`` is ``duplicate`` (an
+        earlier sector has the block) or ``out_of_range``."""
+
+    def counts(self) -> dict[str, int]:
+        """Entries by state (``initial``, ``error``, ``zero``, ``normal``) and wrong ones
+        (``duplicate``, ``out_of_range``)."""
+
+    def unclaimed(self, limit: int) -> tuple[int, list[int]]:
+        """How many blocks have no owner, and the first ``limit`` of them."""
