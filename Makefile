@@ -95,6 +95,7 @@ check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit te
 	    'ruff:10:$(BIN)/ruff check src tests tools fuzz' \
 	    'mypy:60:$(BIN)/mypy && $(BIN)/mypy --explicit-package-bases tools/*.py' \
 	    'stubtest:30:$(PY) tools/stubs.py' \
+	    'docs:20:$(PY) tools/docs_formats.py --check' \
 	    'tidy:20:$(PY) tools/tidy.py' \
 	    'rust units:90:$(CARGO_TEST)' \
 	    'python units:120:$(PY) -m pytest -q -m "not peer and not soak"'

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 from pmemkit.bus import bus_record, listing  # noqa: E402
-from pmemkit.bus.image import ImageBus, find_label_size  # noqa: E402
+from pmemkit.bus.image import ImageBus, ImageNamespace, find_label_size  # noqa: E402
 from pmemkit.bus.machine import DimmSpec, Machine  # noqa: E402
 from pmemkit.errors import PmemError  # noqa: E402
 from pmemkit.formats import btt  # noqa: E402
@@ -56,6 +56,7 @@ from pmemkit.namespace.label_verbs import (  # noqa: E402
     labels_listing,
     recookie,
 )
+from pmemkit.storage.btt_reader import BttReader  # noqa: E402
 from pmemkit.testing import Recording  # noqa: E402
 from pmemkit.testing.images import Seen, look, observe_bytes  # noqa: E402
 
@@ -230,7 +231,29 @@ def _observe(spec: DimmSpec, image: bytes) -> ImageBus:
             claim = each.claim
             assert 0 <= each.offset < each.offset + each.size <= region.size
             assert claim.size is None or 0 < claim.offset + claim.size <= each.size or claim.faults
+            if claim.mode == "sector":
+                _read_sectors(each)
     return bus
+
+
+def _read_sectors(namespace: ImageNamespace) -> None:
+    """Opens the arenas and reads where maps and logs are changed."""
+
+    def read(offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= namespace.size, "a read outside of the namespace"
+        return namespace.region.read(namespace.offset + offset, length)
+
+    try:
+        reader = BttReader(
+            read, namespace.size, version=namespace.claim.version, parent_uuid=namespace.uuid
+        )
+    except PmemError as refusal:
+        assert refusal.message
+        return
+    assert reader.size == namespace.claim.size
+    for lba in (0, 1, 2, 3, reader.sector_count - 1):
+        with contextlib.suppress(PmemError):
+            assert len(reader.read_sector(lba)) == reader.sector_size
 
 
 def _label_damage(bus: ImageBus) -> list[str]:

@@ -13,7 +13,7 @@ LAYOUTS = (IndexHeader, LabelV1, LabelV2, BttInfo, LogEntry, PfnInfo, DaxInfo)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_offsets_and_widths_are_those_of_the_compiler(layout):
     size, rows = formats.tables()[layout.__name__]
-    assert layout.SIZE == size
+    assert size == layout.SIZE
     assert [(row.name, row.offset, row.width) for row in layout.fields()] == rows
 
 

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 from small_images import KIB, MIB, VERSIONS, labelled, spec_of
 
+from pmemkit._native import media
 from pmemkit.bus.machine import Machine
 from pmemkit.errors import InvalidArgument, NoSpace
 from pmemkit.formats import btt
@@ -23,10 +24,9 @@ from pmemkit.formats.labels import read_area
 from pmemkit.namespace import advice
 from pmemkit.namespace.create import MODES, Wish, create, destroy, reconfigure
 from pmemkit.namespace.images import Images
-from pmemkit.testing import Recording
 from pmemkit.testing.images import Seen, look
 
-REGION = 12 * MIB
+REGION = 10 * MIB
 UNIT = 4 * KIB
 PAGED = 2 * MIB
 
@@ -50,9 +50,9 @@ class Namespaces(RuleBasedStateMachine):
     def begin(self, version: tuple[int, int], label_size: int) -> None:
         self.spec = spec_of(label_size)
         image = labelled(version, REGION, label_size)
-        # Anonymous memory would do; the recording medium is what the proofs run on.
-        self.recording = Recording(len(image), initial=image)
-        self.images = Images(Machine.of([self.spec]), {0: self.recording.medium()})
+        self.medium = media.map_anonymous(len(image))
+        self.medium.write(0, image)
+        self.images = Images(Machine.of([self.spec]), {0: self.medium})
         self.version = version
         self.slots = read_area(image[-label_size:]).sizing.slot_count
         self.model: dict[UUID, Expected] = {}
@@ -133,7 +133,7 @@ class Namespaces(RuleBasedStateMachine):
                 reconfigure(self.images, str(uuid), wish)
 
     def seen(self) -> Seen:
-        return look(self.spec, self.recording.visible_image(self.recording.event_count()))
+        return look(self.spec, self.medium.read(0, len(self.medium)))
 
     @invariant()
     def a_reader_finds_the_model(self) -> None:
@@ -166,8 +166,8 @@ def test_random_creation_and_destruction_agree_with_the_model(
     run_state_machine_as_test(
         Namespaces,
         settings=settings(
-            max_examples=scale(15, 300),
-            stateful_step_count=scale(20, 60),
+            max_examples=scale(15, 120),
+            stateful_step_count=scale(20, 40),
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

@@ -271,16 +271,18 @@ def _geometry_faults(info: BttInfo, room: int) -> Iterator[Fault]:
         yield fault("infosize", f"is {info.infosize}, expected {INFO_SIZE}")
     if info.nfree != LANES:
         yield fault("nfree", f"is {info.nfree}, expected {LANES}")
-    if info.internal_lbasize < info.external_lbasize or info.internal_lbasize % 64:
-        text = f"is {info.internal_lbasize}: no multiple of 64 that holds a sector"
+    spare = info.internal_lbasize - info.external_lbasize
+    if not 0 <= spare < _PAGE or info.internal_lbasize % _INTERNAL_ALIGN:
+        text = f"is {info.internal_lbasize}: no multiple of 64 that just holds a sector"
         yield fault("internal_lbasize", text)
     if info.internal_nlba <= info.nfree or info.internal_nlba > MAP_MASK:
         yield fault("internal_nlba", f"is {info.internal_nlba}, expected {info.nfree + 1} or more")
     if info.external_nlba != info.internal_nlba - info.nfree:
         text = f"is {info.external_nlba}: {info.internal_nlba} blocks less {info.nfree} spare ones"
         yield fault("external_nlba", text)
-    if info.dataoff < info.infosize or info.dataoff % _PAGE:
-        yield fault("dataoff", f"is {info.dataoff}, expected a multiple of 4096 from 4096 on")
+    if not info.infosize <= info.dataoff < room or info.dataoff % _PAGE:
+        text = f"is {info.dataoff}, expected a multiple of 4096 from 4096 on, below {room}"
+        yield fault("dataoff", text)
     places = (
         ("mapoff", info.dataoff + info.internal_nlba * info.internal_lbasize, "the data blocks"),
         ("logoff", info.mapoff + 4 * info.external_nlba, "the map"),
@@ -288,11 +290,12 @@ def _geometry_faults(info: BttInfo, room: int) -> Iterator[Fault]:
     )
     for name, behind, what in places:
         value = getattr(info, name)
-        if value < behind or value % _PAGE:
-            yield fault(
-                name, f"is {value}: no multiple of 4096 behind {what}, which end at {behind}"
-            )
-    if info.info2off + INFO_SIZE > room:
+        if value >= room:
+            yield fault(name, f"is {value}: the arena ends at {room}")
+        elif value < behind or value % _PAGE:
+            text = f"is {value}: no multiple of 4096 behind {what}, which end at {behind}"
+            yield fault(name, text)
+    if info.info2off < room < info.info2off + INFO_SIZE:
         yield fault("info2off", f"is {info.info2off}: the arena ends at {room}")
     if info.nextoff and not info.info2off + INFO_SIZE <= info.nextoff <= room - ARENA_SIZE_MIN:
         yield fault("nextoff", f"is {info.nextoff}; an arena of 16 MiB does not fit there")
@@ -384,26 +387,24 @@ def log_groups(log: bytes) -> list[tuple[LogEntry, ...]]:
 
 
 def log_pair(groups: Sequence[tuple[LogEntry, ...]]) -> tuple[tuple[int, int], list[Fault]]:
-    """Which two of the four entries are in use, by the kernel's rule, and what breaks the rule.
+    """Which two of the four entries are in use, and which groups do not keep to it.
 
-    The first group with two entries that are not zero decides; a log that was never written has the
-    pair (0, 1).
+    The kernel lets the first group with two entries decide; where no group breaks the rule, that is
+    what this gives, too. A log that was never written has the pair (0, 1).
     """
-    pair, faults = (0, 1), []
-    for group in groups:
-        used = tuple(place for place, entry in enumerate(group) if entry != _EMPTY)
-        if len(used) == 2:
-            pair = (used[0], used[1])
-            break
-    if pair not in ((0, 1), (0, 2)):
-        text = f"are in use at {pair[0]} and {pair[1]}, expected 0 and 1 or 0 and 2"
-        return (0, 1), [Fault("BTT log", "entries", 0, text)]
+    judged = [(_pair_faults(groups, pair), pair) for pair in ((0, 1), (0, 2))]
+    faults, pair = min(judged, key=lambda each: len(each[0]))
+    return pair, faults
+
+
+def _pair_faults(groups: Sequence[tuple[LogEntry, ...]], pair: tuple[int, int]) -> list[Fault]:
+    faults = []
     for lane, group in enumerate(groups):
         used = tuple(place for place, entry in enumerate(group) if entry != _EMPTY)
         if pair[0] not in used or not set(used) <= set(pair):
             text = f"of lane {lane} are in use at {used}, the log uses {pair}"
             faults.append(Fault("BTT log", "entries", lane * LOG_GROUP_SIZE, text))
-    return pair, faults
+    return faults
 
 
 _EMPTY: Final = LogEntry(lba=0, old_map=0, new_map=0, seq=0)
