@@ -336,3 +336,44 @@ def test_a_zero_entry_inside_a_larger_read_is_no_end():
         image.write(lba, lba, data(lba + 1, 512))
     image.set_entry(1, btt.ZERO | 1)
     assert reader(image).read(0, 1536) == data(1, 512) + bytes(512) + data(3, 512)
+
+
+# --- power failure during a repair ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["cacheline", "page"])
+@pytest.mark.parametrize("damage", ["write", "lanes", "info", "rewrite"])
+def test_a_repair_that_is_interrupted_anywhere_is_completed_by_the_next(damage, granularity, scale):
+    """At any point of a repair, whatever of its stores reached the media, another one succeeds and
+    every sector reads as after the first."""
+    source = Image()
+    for number in range(40):
+        source.write(number % 7, number % 9, data(number + 1))
+    if damage == "write":
+        source.write(9, 3, data(999), steps=2)
+    elif damage == "lanes":
+        damage_noise(source)
+        source.medium.zero(source.group_at(6), 64)
+    elif damage == "info":
+        source.medium.zero(0, 4096)
+    recording = media.Recording(source.size, granularity=granularity, initial=source.whole())
+    source.medium = recording.medium()
+    options = {"rewrite_log": damage == "rewrite"}
+    assert run(source, repair=True, **options).clean
+    expected = content(source)
+    ranges = [(0, 4096), (source.arena.mapoff, 4096), (source.arena.logoff, 24576)]
+    choose = random.Random(f"{damage} {granularity}")
+    count = recording.event_count()
+    chosen = set(choose.sample(range(1, count + 1), min(count, scale(12, 200)))) | {count}
+    judged = 0
+    for event in sorted(chosen):
+        images = recording.crash_images(event, limit=scale(4, 24), seed=event, only=ranges)
+        for image in images:
+            left = Image.__new__(Image)
+            left.__dict__.update(source.__dict__)
+            left.medium = media.map_anonymous(source.size)
+            left.medium.write(0, image)
+            assert run(left, repair=True).clean, event
+            assert content(left) == expected, event
+            judged += 1
+    assert judged >= len(chosen)
