@@ -102,7 +102,9 @@ def _spec(label_size: int) -> DimmSpec:
 
 def _carried_out(spec: DimmSpec, image: bytes, change: Callable[[Images], object]) -> bytes:
     recording = Recording(len(image), initial=image)
-    change(Images(Machine.of([spec]), {0: recording.medium()}))
+    opened = {0: recording.medium()}
+    change(Images(Machine.of([spec]), opened))
+    opened.clear()
     return recording.visible_image(recording.event_count())
 
 
@@ -298,12 +300,15 @@ def _try(
 ) -> bool:  # fmt: skip
     """True when the verb was carried out."""
     recording = Recording(len(image), initial=image)
+    opened = {0: recording.medium()}
     try:
-        change(Images(Machine.of([spec]), {0: recording.medium()}))
+        change(Images(Machine.of([spec]), opened))
     except PmemError as refusal:
         assert refusal.message
         assert not recording.event_count(), f"{verb} stored something and then refused: {refusal}"
         return False
+    finally:
+        opened.clear()
     if not recording.event_count():
         return False
     assert not damaged, f"{verb} changed an image with damaged labels"

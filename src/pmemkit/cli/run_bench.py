@@ -7,11 +7,12 @@ from pmemkit.cli._common import make_parser
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("nbd", "medium")
+SUITES = ("nbd", "medium", "formats")
 
 _EXAMPLES = """\
   pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
   pmem bench medium             copy and persist against libpmem
+  pmem bench formats            namespaces on 1 TiB, check-namespace against NumPy
   pmem bench nbd --help         options of a suite"""
 
 

@@ -26,7 +26,7 @@ from pmemkit.errors import Corrupt
 from pmemkit.formats import btt
 
 if TYPE_CHECKING:
-    from pmemkit._native import btt as native
+    from pmemkit._native.btt import MapScan
     from pmemkit._native.media import Medium
 
 __all__ = ["CheckReport", "Finding", "check_btt"]

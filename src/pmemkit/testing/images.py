@@ -88,13 +88,19 @@ def observe_bytes(machine: Machine, *images: bytes) -> ImageBus:
 
 def look(spec: DimmSpec, image: bytes) -> Seen:
     """What a reader finds on the image of one dimm."""
-    (region,) = observe_bytes(Machine.of([spec]), image).regions
+    # Regions and namespaces refer to each other: what they read from must not live on with them.
+    shelf = [image]
+    bus = observe_with(
+        Machine.of([spec]), [(lambda at, length: shelf[0][at : at + length], len(image))]
+    )
+    (region,) = bus.regions
     area = region.dimms[0].span.area
     damage = () if region.scan is None else region.scan.damage
     if area is not None and area.current is not None:
         labels = [fault for fault in area.faults if fault.structure.startswith("namespace label")]
         damage += tuple(map(str, labels))
     namespaces = tuple(_seen(each, image) for each in region.namespaces)
+    shelf.clear()
     return Seen(region.span.version if region.labelled else None, namespaces, damage)
 
 
@@ -134,7 +140,11 @@ def check_change(
     whatever the change raises.
     """
     recording = media.Recording(len(initial), granularity=granularity, initial=initial)
-    change(Images(Machine.of([spec]), {0: recording.medium()}))
+    opened = {0: recording.medium()}
+    try:
+        change(Images(Machine.of([spec]), opened))
+    finally:
+        opened.clear()
     count = recording.event_count()
     final = recording.visible_image(count)
     before, after = look(spec, initial), look(spec, final)

@@ -1,0 +1,88 @@
+"""A namespace of mode sector as a device: read-only, through the slow reader."""
+
+import errno
+
+import pytest
+
+from pmemkit._native import block
+from pmemkit.bus import machine_of
+from pmemkit.errors import MediaError, OutOfRange, PmemError, ReadOnly
+from pmemkit.namespace.create import Wish, create
+from pmemkit.namespace.images import open_images
+from pmemkit.namespace.label_verbs import init_labels
+from pmemkit.storage.region import open_region
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path):
+    """An image with a sector namespace of 4096-byte sectors behind a raw one."""
+    path = tmp_path / "a.img"
+    with path.open("wb") as file:
+        file.truncate(128 * MIB + (128 << 10))
+    with open_images(machine_of([path], label_size=128 << 10)) as images:
+        init_labels(images, 0, version=(1, 2))
+        create(images, None, Wish(mode="raw", size=16 * MIB))
+        create(images, None, Wish(mode="sector", size=32 * MIB))
+    return path
+
+
+def test_it_is_opened_read_only_and_reads_zeroes(image):
+    with open_region(f"{image}:namespace0.1") as region:
+        assert (region.mode, region.read_only) == ("sector", True)
+        device = region.device()
+        assert device.size % 4096 == 0
+        assert device.read(4090, 10000) == bytes(10000)
+        with pytest.raises(ReadOnly):
+            device.write(0, b"x")
+        with pytest.raises(OutOfRange):
+            device.read(device.size - 1, 2)
+
+
+def test_two_namespaces_of_an_image_are_open_for_writing_at_once(image):
+    with (
+        open_region(f"{image}:namespace0.0") as first,
+        open_region(f"{image}:namespace0.1") as second,
+    ):
+        first.device().write(0, b"raw")
+        assert second.device().read(0, 3) == bytes(3)
+        with pytest.raises(PmemError, match="has it open"), open_images(machine_of([image])):
+            pass
+
+
+def test_what_is_written_in_a_raw_namespace_stays_in_it(image):
+    with open_region(f"{image}:namespace0.0") as region:
+        assert region.size == 16 * MIB
+        region.device().write(region.size - 4, b"last")
+        region.device().flush()
+    assert image.read_bytes()[16 * MIB - 4 : 16 * MIB + 1] == b"lastB"
+
+
+def test_errors_of_the_callable_keep_their_kind():
+    def fail(offset, length):
+        raise MediaError("poison", op="read", offset=offset)
+
+    channel = block.python_reader(4096, 512, fail).channel(read_only=True)
+    with pytest.raises(MediaError, match="poison"):
+        channel.read(0, 512)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda offset, length: b"short", "5 bytes came, 512 were asked for"),
+        (lambda offset, length: 7, "TypeError"),
+        (lambda offset, length: 1 // 0, "division"),
+        (lambda offset, length: (_ for _ in ()).throw(OSError(errno.EIO, "no")), "no"),
+    ],
+)
+def test_a_callable_that_misbehaves_is_an_error(read, said):
+    channel = block.python_reader(4096, 512, read).channel(read_only=True)
+    with pytest.raises(PmemError, match=said):
+        channel.read(0, 512)
+
+
+def test_a_sector_size_is_a_power_of_two():
+    with pytest.raises(PmemError, match="500 bytes is no power of two"):
+        block.python_reader(4096, 500, lambda offset, length: b"")
