@@ -14,7 +14,7 @@ from typing import Any
 from pmemkit.bus.model import Bus, Dimm, Mapping, Namespace, Region
 from pmemkit.units import format_size
 
-__all__ = ["listing"]
+__all__ = ["as_json", "listing"]
 
 _HEXADECIMAL = {"iset_id", "handle", "phys_id", "offset", "length"}
 _SIZES = {"size", "available_size", "max_available_extent"}
@@ -47,28 +47,31 @@ def listing(
 
 def _parts(bus: Bus, dimms: bool, regions: bool, namespaces: bool, human: bool) -> dict[str, Any]:
     """A bus with what is asked for inside it."""
-    record = _record(bus, human)
+    record = as_json(bus, human)
     if dimms:
-        record["dimms"] = [_record(dimm, human) for dimm in bus.dimms]
+        record["dimms"] = [as_json(dimm, human) for dimm in bus.dimms]
     if regions:
         record["regions"] = [_region(each, dimms, namespaces, human) for each in bus.regions]
     elif namespaces:
         record["namespaces"] = [
-            _record(each, human) for region in bus.regions for each in region.namespaces
+            as_json(each, human) for region in bus.regions for each in region.namespaces
         ]
     return record
 
 
 def _region(region: Region, mappings: bool, namespaces: bool, human: bool) -> dict[str, Any]:
-    record = _record(region, human)
+    record = as_json(region, human)
     if mappings and region.mappings:
-        record["mappings"] = [_record(each, human) for each in region.mappings]
+        record["mappings"] = [as_json(each, human) for each in region.mappings]
     if namespaces and region.namespaces:
-        record["namespaces"] = [_record(each, human) for each in region.namespaces]
+        record["namespaces"] = [as_json(each, human) for each in region.namespaces]
     return record
 
 
-def _record(thing: Bus | Namespace | Region | Dimm | Mapping, human: bool) -> dict[str, Any]:
+def as_json(
+    thing: Bus | Namespace | Region | Dimm | Mapping, human: bool = False
+) -> dict[str, Any]:
+    """The fields of one record that have a value, without what stands inside it."""
     record: dict[str, Any] = {}
     for each in fields(thing):
         value = getattr(thing, each.name)

@@ -13,8 +13,24 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "create-image": ("create_image", "make a sparse image"),
+    "init-machine": ("init_machine", "write a machine file: which dimms there are"),
+    "qemu-args": ("print_qemu_args", "the QEMU options that attach these dimms"),
     "list": ("list_namespaces", "regions, namespaces and dimms, as JSON in ndctl's shape"),
     "info": ("show_info", "what a region is and what it promises"),
+    "create-namespace": ("create_namespace", "make a namespace on an image"),
+    "destroy-namespace": ("destroy_namespace", "remove one"),
+    "reconfigure": ("reconfigure_namespace", "turn one into another mode"),
+    "check-namespace": ("check_namespace", "check and repair a sector namespace"),
+    "enable-namespace": ("switch_namespace:run_enable", "would a kernel enable it?"),
+    "disable-namespace": ("switch_namespace:run_disable", "does nobody have it open?"),
+    "init-labels": ("edit_labels:run_init", "make a label area ready for namespaces"),
+    "read-labels": ("show_labels:run_read", "labels as JSON, or the bytes of the area"),
+    "write-labels": ("edit_labels:run_write", "put a dump of the area back"),
+    "zero-labels": ("edit_labels:run_zero", "make a dimm label-less"),
+    "check-labels": ("show_labels:run_check", "are the index blocks and labels good?"),
+    "recookie": ("edit_labels:run_recookie", "adopt the labels of an image that was moved"),
+    "read-infoblock": ("show_infoblock:run_read", "info blocks as JSON"),
+    "write-infoblock": ("show_infoblock:run_write", "make a PFN or DAX info block"),
     "serve": ("serve_exports", "serve regions over NBD"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
     "bench": ("run_bench", "benchmarks against peers"),
@@ -28,7 +44,7 @@ _EXIT_PIPE = 141
 
 def _help() -> str:
     lines = ["usage: pmem COMMAND [OPTION...]", ""]
-    lines += [f"  {name:14} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += [f"  {name:18} {what}" for name, (_, what) in COMMANDS.items()]
     lines += [
         "",
         "  pmem COMMAND --help   options and examples of a command",
@@ -75,8 +91,9 @@ def _run(words: list[str]) -> int:
         return _EXIT_USAGE
     import importlib
 
-    module = importlib.import_module(f"pmemkit.cli.{command[0]}")
-    code: int = module.run(words[1:])
+    name, _, function = command[0].partition(":")
+    module = importlib.import_module(f"pmemkit.cli.{name}")
+    code: int = getattr(module, function or "run")(words[1:])
     # A reader that is gone is noticed here and not when the interpreter shuts down.
     sys.stdout.flush()
     return code

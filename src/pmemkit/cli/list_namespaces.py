@@ -1,15 +1,25 @@
 """``pmem list``: what there is, as JSON in ndctl's shape."""
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from pmemkit.cli._common import make_parser, print_json
+from pmemkit.cli._common import make_parser, print_json, size
+from pmemkit.cli._namespaces import note, the_machine
+from pmemkit.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from pmemkit.bus import Bus
 
 __all__ = ["run"]
 
 _EXAMPLES = """\
   pmem list                     namespaces of this machine
   pmem list -R -N               regions with their namespaces
-  pmem list disk.img            an image: one region, one raw namespace"""
+  pmem list disk.img            an image: its namespaces, or the one it is
+  pmem list vm.toml -BDRNi      everything on the images of a machine file
+  pmem list disk.img -N -m fsdax"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -19,18 +29,32 @@ def run(arguments: Sequence[str]) -> int:
         "List namespaces, regions and dimms of images, or of this machine without a PATH.",
         _EXAMPLES,
     )
-    parser.add_argument("paths", metavar="PATH", nargs="*", help="images or block devices")
+    parser.add_argument("paths", metavar="PATH", nargs="*", help="images, or a machine file")
     parser.add_argument("-N", "--namespaces", action="store_true", help="namespaces (the default)")
     parser.add_argument("-R", "--regions", action="store_true", help="regions")
     parser.add_argument("-D", "--dimms", action="store_true", help="dimms")
+    parser.add_argument("-B", "--buses", action="store_true", help="buses, everything inside them")
+    parser.add_argument("-i", "--idle", action="store_true", help="disabled and empty ones, too")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more fields")
     parser.add_argument("-u", "--human", action="store_true", help="sizes for people")
+    parser.add_argument("-d", "--dimm", metavar="NMEM", help="only what this dimm is part of")
+    parser.add_argument("-r", "--region", help="only this region")
+    parser.add_argument("-n", "--namespace", help="only this namespace")
+    parser.add_argument("-m", "--mode", help="only namespaces of this mode")
     parser.add_argument("--json", action="store_true", help="JSON is what is printed anyway")
+    parser.add_argument("--label-size", type=size, metavar="SIZE", help="of a bare image")
+    parser.add_argument("--slot", type=int, metavar="N", help="of a bare image")
+    parser.add_argument("--backend-align", type=size, metavar="SIZE", help="of a bare image")
     options = parser.parse_args(arguments)
-    from pmemkit.bus import image_bus, kernel_bus, listing
+    from pmemkit.bus import kernel_bus, listing
 
-    buses = [image_bus(options.paths)] if options.paths else list(kernel_bus())
+    if options.mode and options.mode not in _MODES:
+        text = f"mode {options.mode!r} is none of {', '.join(_MODES)}"
+        raise InvalidArgument(text, op="list")
+    buses = [_images(options)] if options.paths else list(kernel_bus())
     found = listing(
-        buses,
+        [_filtered(bus, options) for bus in buses],
+        buses=options.buses,
         regions=options.regions,
         namespaces=options.namespaces,
         dimms=options.dimms,
@@ -40,3 +64,34 @@ def run(arguments: Sequence[str]) -> int:
         found = found[0]
     print_json(found)
     return 0
+
+
+_MODES = ("raw", "sector", "fsdax", "devdax", "system-ram")
+
+
+def _images(options: argparse.Namespace) -> "Bus":
+    from pmemkit.bus import bus_record, observe
+    from pmemkit.namespace.advice import notes
+
+    seen = observe(the_machine(options, options.paths))
+    for each in notes(seen):
+        note(each)
+    return bus_record(seen, idle=options.idle, verbose=options.verbose)
+
+
+def _filtered(bus: "Bus", options: argparse.Namespace) -> "Bus":
+    regions = []
+    for region in bus.regions:
+        if options.region not in (None, "all", region.dev):
+            continue
+        on = {mapping.dimm for mapping in region.mappings}
+        if options.dimm not in (None, "all", *on):
+            continue
+        chosen = tuple(
+            each
+            for each in region.namespaces
+            if options.namespace in (None, "all", each.dev) and options.mode in (None, each.mode)
+        )
+        regions.append(replace(region, namespaces=chosen))
+    dimms = tuple(each for each in bus.dimms if options.dimm in (None, "all", each.dev))
+    return replace(bus, dimms=dimms, regions=tuple(regions))
