@@ -30,6 +30,7 @@ def test_an_image_without_labels_is_one_raw_namespace(image):
             "mode": "raw",
             "size": 64 * MIB,
             "sector_size": 512,
+            "blockdev": "pmem0",
             "path": image,
         }
     ]
@@ -150,7 +151,7 @@ def test_a_raw_namespace(machine):
 
 
 def test_a_region_with_its_mappings(machine):
-    (region,) = listing(kernel_bus(machine.root), regions=True)
+    (region,) = listing(kernel_bus(machine.root), dimms=True, regions=True)["regions"]
     assert region == {
         "dev": "region0",
         "size": 64 * MIB,

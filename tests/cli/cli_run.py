@@ -1,9 +1,11 @@
 """The command line in a process of its own."""
 
+import io
+import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,3 +59,44 @@ def serving(*words, env=None, **options):
     finally:
         process.kill()
         process.communicate()
+
+
+class Done:
+    """What a command did that ran in this process; looks like what :func:`pmem` gives."""
+
+    def __init__(self, returncode, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = returncode, stdout, stderr
+
+    def json(self):
+        """Standard output as JSON; the command must have succeeded."""
+        assert self.returncode == 0, self.stderr
+        return json.loads(self.stdout)
+
+
+def call(*words):
+    """Runs a command in this process, which is quicker; nothing is typed in."""
+    from pmemkit.cli import main
+
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error):
+        try:
+            code = main([*map(str, words)])
+        except SystemExit as ended:
+            code = ended.code
+    return Done(code, out.getvalue(), error.getvalue())
+
+
+def done_well(*words):
+    """Runs a command that has to succeed."""
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def complaint(done, code, *parts):
+    """Refused with this code; the last line on standard error has these parts, notes may precede."""
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    last = done.stderr.splitlines()[-1]
+    for part in parts:
+        assert str(part) in last, last
+    return last

@@ -1,6 +1,6 @@
 //! On-media structures as the compiler lays them out, with every offset asserted.
 //!
-//! The tables stand in `src/pmemkit/formats` once more, as data with rules; a test compares the two.
+//! The tables stand in `src/pmemkit/formats` once more, as data with rules; a test compares them.
 //! All integers are little endian on media.
 //!
 //! What this does not do: read or judge anything.

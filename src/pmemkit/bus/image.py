@@ -336,16 +336,17 @@ def _claim(region: ImageRegion, offset: int, size: int, found: FoundNamespace | 
 def open_reader(path: str) -> tuple[Reader, int, Callable[[], None]]:
     """A reader of an image, its size, and what closes it."""
     try:
-        file = io.FileIO(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as cause:
         raise failure_of(cause, "open", path) from cause
     try:
-        mode = os.fstat(file.fileno()).st_mode
+        mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise NotSupported("is neither a file nor a block device", op="open", path=path)
-        file_size = os.lseek(file.fileno(), 0, os.SEEK_END)
+        file_size = os.lseek(fd, 0, os.SEEK_END)
+        file = io.FileIO(fd)
     except OSError as cause:
-        file.close()
+        os.close(fd)
         raise failure_of(cause, "open", path) from cause
 
     def read(offset: int, length: int) -> bytes:

@@ -35,14 +35,13 @@ def listing(
     parts = [_parts(bus, dimms, regions, namespaces, human) for bus in found]
     if buses:
         return parts
-    joined: dict[str, list[Any]] = {}
-    for part in parts:
-        for key in ("dimms", "regions", "namespaces"):
-            if key in part:
-                joined.setdefault(key, []).extend(part[key])
-    if dimms + regions + namespaces == 1:
-        return next(iter(joined.values()), [])
-    return joined
+    asked = {"dimms": dimms, "regions": regions, "namespaces": namespaces and not regions}
+    joined = {
+        key: [each for part in parts for each in part[key]]
+        for key, wanted in asked.items()
+        if wanted
+    }
+    return next(iter(joined.values())) if dimms + regions + namespaces == 1 else joined
 
 
 def _parts(bus: Bus, dimms: bool, regions: bool, namespaces: bool, human: bool) -> dict[str, Any]:

@@ -86,12 +86,12 @@ def split_target(options: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def seen_bus(options: argparse.Namespace, paths: Sequence[str]) -> "ImageBus":
-    """What is on the images; notes about it go to standard error."""
+    """What is on the images; notes about them and their places go to standard error."""
     from pmemkit.bus.image import observe
-    from pmemkit.namespace.advice import notes
+    from pmemkit.namespace.advice import notes, placement_notes
 
     bus = observe(the_machine(options, paths))
-    for each in notes(bus):
+    for each in (*notes(bus), *placement_notes(bus)):
         note(each)
     return bus
 

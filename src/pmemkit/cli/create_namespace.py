@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pmemkit.namespace.create import Wish
     from pmemkit.namespace.images import Images
 
-__all__ = ["add_wish_options", "run", "wish_of"]
+__all__ = ["add_wish_options", "run", "uuid_of", "wish_of"]
 
 _EXAMPLES = """\
   pmem create-namespace disk.img -m fsdax                     all free space, map on media

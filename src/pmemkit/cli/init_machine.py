@@ -41,14 +41,15 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the dimms as pmem list does")
     options = parser.parse_args(arguments)
     from pmemkit.bus.machine import DimmSpec, Machine, checked, to_toml
+    from pmemkit.formats.labels import LabelV1, sizing
 
     path = options.machine
     if not path.endswith(".toml"):
         raise InvalidArgument("a machine file is called *.toml", op="machine", path=path)
     if os.path.lexists(path) and not options.force:
         raise InvalidArgument("exists; --force replaces it", op="machine", path=path)
-    if options.create:
-        _create(options.images, options.size, options.label_size)
+    if options.label_size:
+        sizing(options.label_size, LabelV1.SIZE)
     dimms = [
         checked(
             DimmSpec(
@@ -64,10 +65,14 @@ def run(arguments: Sequence[str]) -> int:
         for image in options.images
     ]
     machine = Machine.of(dimms, path=path)
+    directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
+    if not os.path.isdir(directory):  # noqa: PTH112
+        raise InvalidArgument("there is no such directory", op="machine", path=directory)
+    if options.create:
+        _create(options.images, options.size, options.label_size)
     from pmemkit.bus import bus_record, listing, observe
 
     bus = observe(machine)
-    directory = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
     _write(Path(path), to_toml(machine, directory))
     if options.json:
         print_json(listing([bus_record(bus)], dimms=True, regions=True))

@@ -23,6 +23,8 @@ _EXAMPLES = """\
 _LABEL_SIZE_LEAST = 128 << 10
 _GIB = 1 << 30
 _MIB = 1 << 20
+_PAGE = 4096
+_ALIGN = 2 << 20
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,7 +81,7 @@ def _dimm(number: int, dimm: "ImageDimm", *, many_nodes: bool) -> list[str]:
         "share": "on",
         "mem-path": os.path.abspath(spec.path).replace(",", ",,"),  # noqa: PTH100
         "size": str(dimm.file_size),
-        **({"align": str(spec.align)} if _harmless(dimm) else {}),
+        **_align(dimm),
         **({} if writable else {"readonly": "on"}),
     }
     device = {
@@ -99,6 +101,11 @@ def _dimm(number: int, dimm: "ImageDimm", *, many_nodes: bool) -> list[str]:
     ]
 
 
-def _harmless(dimm: "ImageDimm") -> bool:
-    """True where naming the alignment leaves the region as large as it is shown."""
-    return dimm.spec.align > 4096
+def _align(dimm: "ImageDimm") -> dict[str, str]:
+    """The backend's alignment: the one that a machine file names. Of a bare image 2 MiB, which
+    kernels want, where that leaves the region as large, and where it is, as they are listed."""
+    spec = dimm.spec
+    if spec.align > _PAGE:
+        return {"align": str(spec.align)}
+    same = dimm.address % _ALIGN == 0 == (dimm.file_size - spec.label_size) % _ALIGN
+    return {"align": str(_ALIGN)} if same else {}

@@ -66,7 +66,7 @@ def reconfigure(options: argparse.Namespace, path: str, name: str, confirmed: bo
 
 
 def _losses(path: str, here: "ImageNamespace", mode: str) -> list[str]:
-    from pmemkit.namespace.signatures import find_signature
+    from pmemkit.storage.signatures import find_signature
 
     found = find_signature(path, here.dev)
     size = here.claim.size if here.claim.size is not None else here.size

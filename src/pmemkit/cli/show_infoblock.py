@@ -10,16 +10,19 @@ from pmemkit.cli._common import make_parser, print_json, size, typed
 from pmemkit.cli._namespaces import (
     add_machine_options,
     dimms_of_namespace,
+    note,
     opened,
     seen_bus,
     split_target,
 )
 from pmemkit.cli.create_namespace import uuid_of
-from pmemkit.errors import InvalidArgument
+from pmemkit.errors import Corrupt, InvalidArgument, NotSupported
 
 __all__ = ["run_read", "run_write"]
 
 _HEAD = 8192
+_DECIMAL = ("mode",)
+"""Numbers that ndctl prints in decimal for people, too."""
 
 
 def _optional_path(parser: argparse.ArgumentParser) -> None:
@@ -31,34 +34,65 @@ def _optional_path(parser: argparse.ArgumentParser) -> None:
 
 
 def run_read(arguments: Sequence[str]) -> int:
-    """Prints info blocks as JSON, or dumps one."""
+    """Prints info blocks as JSON, or dumps them."""
     parser = make_parser(
         "read-infoblock",
         "Read the info block of a namespace, or of a plain file.",
-        "  pmem read-infoblock disk.img namespace0.0\n"
-        "  pmem read-infoblock -i namespace.bin\n"
-        "  pmem read-infoblock disk.img namespace0.0 -o block.bin",
+        "  pmem read-infoblock disk.img namespace0.0 -j\n"
+        "  pmem read-infoblock -j -i head.bin\n"
+        "  pmem read-infoblock disk.img:namespace0.0 -o head.bin\n"
+        "  pmem write-infoblock -c -s 1T | pmem read-infoblock -j",
+        "Without -j, -u and -o the first 8 KiB go to standard output as they are; a terminal gets "
+        "JSON.",
     )
     _optional_path(parser)
     parser.add_argument(
         "-i", "--input", help="a file that holds the start of a namespace; - is standard input"
     )
-    parser.add_argument("-o", "--output", help="dump the first 8 KiB instead of printing JSON")
+    parser.add_argument("-o", "--output", help="dump the first 8 KiB of each into this file")
     parser.add_argument("-V", "--verify", action="store_true", help="fail unless a kernel takes it")
-    parser.add_argument("-j", "--json", action="store_true", help="JSON is what is printed anyway")
+    parser.add_argument("-j", "--json", action="store_true")
+    parser.add_argument("-u", "--human", action="store_true", help="JSON, numbers in hexadecimal")
     options = parser.parse_args(arguments)
+    heads = _heads(options)
+    as_json = options.json or options.human or (not options.output and sys.stdout.isatty())
+    if as_json:
+        records = _records(options, heads)
+        print_json(records)
+    elif options.output:
+        Path(options.output).write_bytes(b"".join(data for *_, data in heads))
+    else:
+        sys.stdout.buffer.write(b"".join(data for *_, data in heads))
+        sys.stdout.buffer.flush()
+    count = len(records) if as_json else len(heads)
+    print(f"read {count} infoblock{'' if count == 1 else 's'}", file=sys.stderr)
+    return 0
+
+
+def _records(
+    options: argparse.Namespace, heads: list[tuple[str, str, bytes]]
+) -> list[dict[str, Any]]:
+    """What the blocks say; namespaces without one are left out unless there is nothing else."""
     from pmemkit.namespace.infoblock_verbs import find_infoblock, infoblock_record
 
     records: list[dict[str, Any]] = []
-    for label, name, data in _heads(options):
-        if options.output:
-            Path(options.output).write_bytes(data)
-        _, info = find_infoblock(data)
-        records.append({label: name} | infoblock_record(info))
-    if not options.output:
-        print_json(records)
-    print(f"read {len(records)} infoblock{'' if len(records) == 1 else 's'}", file=sys.stderr)
-    return 0
+    for kind, name, data in heads:
+        try:
+            _, info = find_infoblock(data)
+        except Corrupt as cause:
+            if len(heads) == 1:
+                raise Corrupt(f"{name}: {cause.message}", op=cause.op) from None
+            note(f"{name}: {cause.message}")
+            continue
+        record = infoblock_record(info)
+        if options.human:
+            record |= {
+                key: f"{value:#x}" if value else "0"
+                for key, value in record.items()
+                if isinstance(value, int) and key not in _DECIMAL
+            }
+        records.append({kind: name} | record)
+    return records
 
 
 def _heads(options: argparse.Namespace) -> list[tuple[str, str, bytes]]:
@@ -66,9 +100,9 @@ def _heads(options: argparse.Namespace) -> list[tuple[str, str, bytes]]:
     if options.input is not None or options.path is None:
         name = options.input or "-"
         if name == "-":
-            return [("file", "stdin", sys.stdin.buffer.read(_HEAD))]
+            return [("file", "<stdin>", _whole(name, sys.stdin.buffer.read(_HEAD)))]
         with Path(name).open("rb") as file:
-            return [("file", name, file.read(_HEAD))]
+            return [("file", name, _whole(name, file.read(_HEAD)))]
     path, name = split_target(options)
     from pmemkit.bus.image import observe_with, open_reader
     from pmemkit.cli._namespaces import the_machine
@@ -79,15 +113,24 @@ def _heads(options: argparse.Namespace) -> list[tuple[str, str, bytes]]:
         bus = observe_with(machine, [(read, length) for read, length, _ in opened_images])
         every = [each for region in bus.regions for each in region.namespaces]
         found = every if name in (None, "all") else [bus.namespace(str(name))]
-        if options.verify:
-            for each in found:
-                if each.claim.info is None or not each.claim.enabled:
-                    why = "; ".join(map(str, each.claim.faults)) or "there is no info block"
-                    raise InvalidArgument(f"{each.dev}: {why}", op="read-infoblock", path=path)
+        for each in found:
+            if each.region.span.ways > 1:
+                text = f"{each.dev} spans several dimms and cannot be read"
+                raise NotSupported(text, op="read-infoblock", path=path)
+            if options.verify and (each.claim.info is None or not each.claim.enabled):
+                why = "; ".join(map(str, each.claim.faults)) or "there is no info block"
+                raise Corrupt(f"{each.dev}: {why}", op="read-infoblock", path=path)
         return [("dev", each.dev, each.region.read(each.offset, _HEAD)) for each in found]
     finally:
         for _, _, close in opened_images:
             close()
+
+
+def _whole(name: str, data: bytes) -> bytes:
+    if len(data) < _HEAD:
+        text = f"{len(data)} bytes are there; info blocks stand in the first {_HEAD}"
+        raise InvalidArgument(text, op="read-infoblock", path=name)
+    return data
 
 
 def run_write(arguments: Sequence[str]) -> int:
@@ -102,7 +145,9 @@ def run_write(arguments: Sequence[str]) -> int:
     _optional_path(parser)
     parser.add_argument("-o", "--output", help="file that gets the first 8 KiB")
     parser.add_argument("-c", "--stdout", action="store_true", help="write to standard output")
-    parser.add_argument("-s", "--size", type=size, help="of the namespace, with -o and -c")
+    parser.add_argument(
+        "-s", "--size", type=size, help="of the namespace; of the file if -o is there"
+    )
     parser.add_argument("-m", "--mode", choices=("fsdax", "devdax"), default="fsdax")
     parser.add_argument("-M", "--map", choices=("mem", "dev"), default="dev")
     parser.add_argument("-a", "--align", type=size, default=2 << 20)
@@ -116,10 +161,8 @@ def run_write(arguments: Sequence[str]) -> int:
 
     values = {"mode": options.mode, "map": options.map, "align": options.align}
     if options.output or options.stdout:
-        if options.size is None:
-            raise InvalidArgument("-s says how large the namespace is", op="write-infoblock")
         data = infoblock_image(
-            options.size,
+            _size_of(options),
             start=options.offset,
             uuid=options.uuid,
             parent_uuid=options.parent_uuid,
@@ -134,6 +177,15 @@ def run_write(arguments: Sequence[str]) -> int:
         _write_namespace(options, values)
     print("wrote 1 infoblock", file=sys.stderr)
     return 0
+
+
+def _size_of(options: argparse.Namespace) -> int:
+    """The size that is said, or that of the file which is there."""
+    if options.size is not None:
+        return int(options.size)
+    if options.output and Path(options.output).is_file():
+        return Path(options.output).stat().st_size
+    raise InvalidArgument("-s says how large the namespace is", op="write-infoblock")
 
 
 def _write_head(path: Path, data: bytes) -> None:

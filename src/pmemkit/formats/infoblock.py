@@ -163,13 +163,14 @@ def shape(
     """The division that today's kernel makes of ``size`` bytes at physical address ``start``.
 
     A start that is no multiple of 2 MiB is refused, as the kernel does; with ``pad`` the block
-    skips to the next one, as ``ndctl write-infoblock`` does. Raises :class:`InvalidArgument`.
+    skips to the next multiple of the alignment, 2 MiB at least, as ``ndctl write-infoblock`` does.
+    Raises :class:`InvalidArgument`.
     """
     if align not in ALIGNMENTS:
         choices = ", ".join(format_size(each) for each in ALIGNMENTS)
         raise InvalidArgument(f"an alignment of {align} bytes is not one of {choices}", op="create")
     unit = max(align, SUBSECTION_SIZE)
-    start_pad = -start % SUBSECTION_SIZE
+    start_pad = -start % (unit if pad else SUBSECTION_SIZE)
     if start_pad and not pad:
         text = (
             f"the namespace would start at physical address {start:#x}, which is no multiple of "

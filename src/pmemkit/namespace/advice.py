@@ -6,6 +6,7 @@ would be accepted; a note is for what works here and fails elsewhere.
 What this does not do: I/O.
 """
 
+from itertools import pairwise
 from typing import Final
 
 from pmemkit.bus.image import ImageBus, ImageRegion
@@ -14,7 +15,7 @@ from pmemkit.errors import Corrupt, InvalidArgument, NoSpace
 from pmemkit.formats.labels import IndexHeader
 from pmemkit.units import format_size
 
-__all__ = ["SIZE_MIN", "legal_size", "notes", "require_sound", "require_start"]
+__all__ = ["SIZE_MIN", "legal_size", "notes", "placement_notes", "require_sound", "require_start"]
 
 SIZE_MIN: Final = 16 << 20
 """Bytes of the smallest namespace that may have an info block."""
@@ -112,7 +113,23 @@ def require_sound(region: ImageRegion, op: str) -> None:
 
 
 def notes(bus: ImageBus) -> list[str]:
-    """What users of QEMU and Linux stumble over, seen in these images."""
+    """What is damaged on these images, or made for another place."""
+    found = []
+    for region in bus.regions:
+        if region.scan is not None:
+            found += [f"{region.dev}: {fault}" for fault in region.scan.faults]
+        for each in region.namespaces:
+            found += [f"{each.dev}: {fault}" for fault in each.claim.faults]
+    for dimm in bus.dimms:
+        area = dimm.span.area
+        blank = area is None or all(fault.field == "sig" for fault in area.faults)
+        if area is not None and (area.current is not None or not blank):
+            found += [f"{dimm.name}: {fault}" for fault in area.faults]
+    return found
+
+
+def placement_notes(bus: ImageBus) -> list[str]:
+    """What users of QEMU and Linux stumble over when they plug dimms of these sizes."""
     found = []
     for dimm in bus.dimms:
         usable = dimm.file_size - dimm.spec.label_size
@@ -127,7 +144,7 @@ def notes(bus: ImageBus) -> list[str]:
                 f"{dimm.name}: a label area of {format_size(dimm.spec.label_size)} is less than "
                 "the 128 KiB that QEMU accepts"
             )
-    for before, region in zip(bus.regions, bus.regions[1:], strict=False):
+    for before, region in pairwise(bus.regions):
         end = before.start + before.size
         if before.start < region.start and (end - 1) // _SECTION == region.start // _SECTION:
             found.append(
@@ -135,14 +152,4 @@ def notes(bus: ImageBus) -> list[str]:
                 f"{region.start // _SECTION * _SECTION:#x}: kernels before 5.3 can give only one "
                 "of them a page map"
             )
-    for region in bus.regions:
-        if region.scan is not None:
-            found += [f"{region.dev}: {fault}" for fault in region.scan.faults]
-        for each in region.namespaces:
-            found += [f"{each.dev}: {fault}" for fault in each.claim.faults]
-    for dimm in bus.dimms:
-        area = dimm.span.area
-        blank = area is None or all(fault.field == "sig" for fault in area.faults)
-        if area is not None and (area.current is not None or not blank):
-            found += [f"{dimm.name}: {fault}" for fault in area.faults]
     return found

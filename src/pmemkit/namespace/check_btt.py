@@ -17,21 +17,19 @@ Each repair may be interrupted anywhere: what is left is repaired by the next ru
 What this does not do: look at the data of sectors.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from pmemkit.errors import Corrupt
 from pmemkit.formats import btt
+from pmemkit.namespace.images import Progress
 
 if TYPE_CHECKING:
     from pmemkit._native.btt import MapScan
     from pmemkit._native.media import Medium
 
 __all__ = ["CheckReport", "Finding", "check_btt"]
-
-Progress = Callable[[int, int], None]
 
 _STEP_ENTRIES: Final = 1 << 22
 """Map entries between two calls of the progress function."""

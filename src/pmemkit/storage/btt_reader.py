@@ -17,17 +17,15 @@ What this does not do: cache. The map is read again for each sector: a reader be
 no stale entry, but may see a block that was given to somebody else meanwhile.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from pmemkit.bus.image import Reader
 from pmemkit.errors import Corrupt, MediaError, OutOfRange
 from pmemkit.formats import btt
 from pmemkit.formats.layout import require
 
 __all__ = ["Arena", "BttReader", "read_arenas"]
-
-Reader = Callable[[int, int], bytes]
 
 
 @dataclass(slots=True)
