@@ -35,13 +35,17 @@ PATHS_HELP = "image (several are several dimms, in this order) or a machine file
 
 
 def add_machine_options(
-    parser: argparse.ArgumentParser, *, paths: str = "paths", several: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    paths: str = "paths",
+    several: bool = False,
+    help: str = PATHS_HELP,  # noqa: A002 - argparse's word
 ) -> None:
     """The images, and what a machine file would say of a bare one."""
     if several:
-        parser.add_argument(paths, metavar="PATH", nargs="+", help=PATHS_HELP)
+        parser.add_argument(paths, metavar="PATH", nargs="+", help=help)
     else:
-        parser.add_argument(paths, metavar="PATH", help=PATHS_HELP)
+        parser.add_argument(paths, metavar="PATH", help=help)
     group = parser.add_argument_group("of images without a machine file")
     group.add_argument(
         "--label-size",

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pmemkit.cli._common import make_parser, print_json
+from pmemkit.cli._namespaces import add_machine_options, the_machine
+from pmemkit.errors import InvalidArgument
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
+    from pmemkit.bus.image import ImageBus, ImageNamespace
     from pmemkit.media import OpenedMedium
     from pmemkit.storage import Region
 
 __all__ = ["page_tables_bytes", "run"]
 
 _EXAMPLES = """\
-  pmem info disk.img
+  pmem info disk.img                 with labels: the map of its region
+  pmem info disk.img:namespace0.0    one namespace
+  pmem info vm.toml                  all dimms of a machine file
   pmem info /dev/pmem0 --json
   PMEMKIT_GRANULARITY=cacheline pmem info disk.img"""
 
@@ -33,19 +38,52 @@ def run(arguments: Sequence[str]) -> int:
     """Prints what is known of a region. It is opened read-only and not locked."""
     parser = make_parser(
         "info",
-        "Show what a region is, what it promises and what it costs. It may be in use.",
+        "Show what a region or namespace is, what it promises and what it costs. It may be in use.",
         _EXAMPLES,
     )
-    parser.add_argument("path", metavar="PATH", help="file, block device or device DAX")
+    add_machine_options(
+        parser,
+        paths="path",
+        help="file, block device, device DAX, machine file, or IMAGE:namespaceR.N",
+    )
     parser.add_argument("--granularity", choices=("byte", "cacheline", "page"))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    facts = _facts(options)
+    bus = _mapped_bus(options)
+    if bus is not None:
+        from pmemkit.cli.show_map import map_facts, map_lines
+
+        facts = map_facts(bus, options.path)
+        lines = map_lines(facts)
+    else:
+        facts = _facts(options)
+        lines = _lines(facts)
     if options.json:
         print_json(facts)
     else:
-        print("\n".join(_lines(facts)))
+        print("\n".join(lines))
     return 0
+
+
+def _mapped_bus(options: argparse.Namespace) -> "ImageBus | None":
+    """What is on an image that is more than one raw namespace; ``None`` for anything else."""
+    from pmemkit.bus.image import observe
+    from pmemkit.bus.locate import split_namespace
+    from pmemkit.media.provider import memory_spec
+
+    path = options.path
+    said = [options.label_size, options.slot, options.backend_align] != [None] * 3
+    if split_namespace(path) is not None and not os.path.lexists(path):  # noqa: PTH117
+        if said:
+            text = "the options of a bare image go into a machine file (pmem init-machine)"
+            raise InvalidArgument(text, op="info", path=path)
+        return None
+    if memory_spec(path) is not None or not os.path.isfile(path):  # noqa: PTH113
+        return None
+    bus = observe(the_machine(options, [path]))
+    every = [each for region in bus.regions for each in region.namespaces]
+    plain = not said and bus.machine.path is None and not bus.dimms[0].spec.label_size
+    return None if plain and every[0].claim.info is None else bus
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +97,16 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
         data, holes = _data_and_holes(region)
         port = media.port()
         leaf = _leaf_size(opened)
+        here = None if region.place is None else region.place.namespace
+        spec = None if here is None else here.region.dimms[0].spec
+        mapped = here is not None and here.claim.mode in ("fsdax", "devdax")
         return {
             "path": region.path,
             "kind": opened.backing,
             "size": region.size,
-            "nature": "unknown",
+            "nature": "unknown" if spec is None else spec.nature,
             "personality": "storage",
-            "mode": "raw",
+            "mode": region.mode,
             "granularity": region.granularity,
             "granularity_found": opened.decision.found,
             "why": list(opened.decision.why),
@@ -73,13 +114,13 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "volatile_because": opened.volatile_because,
             "persistence_domain": region.persistence_domain,
             "durability": _durability(region),
-            "atomicity": "8 aligned bytes; sectors may be torn by a power failure",
+            "atomicity": _atomicity(here),
             "sharing": "private" if opened.file is None else "shared",
             "map_sync": opened.decision.map_sync,
             "page_size": leaf,
             "page_tables_bytes": page_tables_bytes(region.size, leaf),
-            "page_map": "none",
-            "page_map_bytes": 0,
+            "page_map": here.claim.map if here is not None and mapped else "none",
+            "page_map_bytes": _page_map_bytes(here) if here is not None and mapped else 0,
             "data_bytes": data,
             "hole_bytes": holes,
             "allocated_bytes": _allocated(opened),
@@ -87,7 +128,46 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "cpu_copy": port.copy,
             "nontemporal_threshold": port.movnt_threshold,
             "cacheline_size": port.cacheline_size,
+            **({} if here is None else {"namespace": _namespace_facts(here)}),
         }
+
+
+def _atomicity(here: "ImageNamespace | None") -> str:
+    if here is None or here.claim.mode != "sector":
+        return "8 aligned bytes; sectors may be torn by a power failure"
+    return f"sectors of {here.claim.sector_size} bytes are old or new, never torn; read-only here"
+
+
+def _page_map_bytes(here: "ImageNamespace") -> int:
+    """What the kernel's page map of the namespace takes, in DRAM or in the namespace."""
+    from pmemkit.formats.btt import BttInfo
+    from pmemkit.formats.infoblock import DESCRIPTOR_SIZE
+
+    info = here.claim.info
+    return 0 if info is None or isinstance(info, BttInfo) else info.npfns * DESCRIPTOR_SIZE
+
+
+def _namespace_facts(here: "ImageNamespace") -> dict[str, Any]:
+    """What labels and info block say. Offsets are bytes: of the namespace in its region, of the
+    data in the namespace."""
+    from pmemkit.namespace.infoblock_verbs import infoblock_record
+
+    claim = here.claim
+    data_size = here.size if claim.size is None else claim.size
+    return {
+        "dev": here.dev,
+        "labelled": here.found is not None,
+        "name": here.name,
+        "uuid": str(here.uuid),
+        "offset": here.offset,
+        "size": here.size,
+        "address": here.start,
+        "data_offset": claim.offset,
+        "data_size": data_size,
+        "sector_size": claim.sector_size,
+        "align": claim.align,
+        "infoblock": None if claim.info is None else infoblock_record(claim.info),
+    }
 
 
 def _durability(region: "Region") -> str:
@@ -142,15 +222,18 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     room = "" if allocated is None else f", {format_size(allocated)} allocated"
     tables = format_size(facts["page_tables_bytes"])
     mapping = "MAP_SYNC" if facts["map_sync"] else "no MAP_SYNC"
+    nature = facts["nature"]
+    taken = "unknown, so it is taken for storage" if nature == "unknown" else nature
     rows = [
         ("kind", facts["kind"]),
         ("size", f"{format_size(facts['size'])} ({facts['size']} bytes)"),
+        *_namespace_rows(facts),
         (
             "content",
             f"{format_size(facts['data_bytes'])} data, "
             f"{format_size(facts['hole_bytes'])} holes{room}",
         ),
-        ("nature", "unknown, so it is taken for storage; mode raw"),
+        ("nature", f"{taken}; mode {facts['mode']}"),
         ("granularity", facts["granularity"]),
         *(("why", sentence) for sentence in facts["why"]),
         ("durability", facts["durability"]),
@@ -158,7 +241,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("power failure", f"persistence domain {facts['persistence_domain']}"),
         ("mapping", f"{facts['sharing']}, {mapping}, entries of {format_size(facts['page_size'])}"),
         ("page tables", f"{tables} when all of it is mapped"),
-        ("page map", "none; storage never has one"),
+        ("page map", _page_map_line(facts)),
         (
             "CPU",
             f"{facts['cpu_flush']}, {facts['cpu_copy']}, non-temporal copies from "
@@ -166,3 +249,34 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ),
     ]
     return [facts["path"], *(f"  {name + ':':15} {text}" for name, text in rows)]
+
+
+def _page_map_line(facts: dict[str, Any]) -> str:
+    if facts["page_map"] == "none":
+        return "none; storage never has one"
+    where = "in the namespace, before its data" if facts["page_map"] == "dev" else "in DRAM"
+    return f"{facts['page_map']}: {format_size(facts['page_map_bytes'])} {where}"
+
+
+def _namespace_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    here = facts.get("namespace")
+    if here is None:
+        return []
+    label = f"labelled, uuid {here['uuid']}" if here["labelled"] else "label-less"
+    named = f" {here['name']!r}" if here["name"] else ""
+    rows = [
+        ("namespace", f"{here['dev']}{named}, {label}"),
+        (
+            "place",
+            f"{format_size(here['size'])} at {here['offset']:#x} of the region, physical "
+            f"{here['address']:#x}",
+        ),
+    ]
+    sectors = f", sectors of {here['sector_size']} bytes" if here["sector_size"] else ""
+    aligned = f", aligned to {format_size(here['align'])}" if here["align"] else ""
+    where = f" at {here['data_offset']:#x}" if here["data_offset"] else ""
+    rows.append(("data", f"{format_size(here['data_size'])}{where}{sectors}{aligned}"))
+    info = here["infoblock"]
+    if info is not None:
+        rows.append(("info block", f"{info['signature']} {info['version']}, uuid {info['uuid']}"))
+    return rows

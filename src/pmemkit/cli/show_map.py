@@ -136,7 +136,14 @@ def _parts(region: dict[str, Any]) -> list[tuple[str, int, int, str]]:
     behind = 0
     for part in (*parts, ("", region["size"], 0, "")):
         if part[1] > behind:
-            filled.append(("?", behind, part[1] - behind, "neither free nor a namespace"))
+            filled.append(
+                (
+                    "?",
+                    behind,
+                    part[1] - behind,
+                    "no namespace: rounding, or a label that is not used",
+                )
+            )
         behind = max(behind, part[1] + part[2])
         filled.append(part)
     return filled[:-1]
