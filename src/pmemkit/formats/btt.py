@@ -23,7 +23,7 @@ not copied).
 What this does not do: I/O; the engine that reads and writes sectors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 from uuid import UUID
@@ -52,6 +52,7 @@ __all__ = [
     "LogEntry",
     "Version",
     "arenas",
+    "follow_log",
     "fresh_layout",
     "info_faults",
     "initial_log",
@@ -427,3 +428,21 @@ def lane_of(number: int, group: tuple[LogEntry, ...], pair: tuple[int, int]) -> 
     newest = 1 if (first, second) in ordered else 0
     slot, other = pair[newest], pair[1 - newest]
     return Lane(number, group[slot], slot, other)
+
+
+def follow_log(lanes: Iterable[Lane], entry_of: Callable[[int], int]) -> dict[int, list[Lane]]:
+    """The writes that are in the log and not in the map: for each such sector its lanes, in the
+    order of the writes. ``entry_of`` gives the map entry of a sector.
+
+    A log that kept more than the map did, as a host that writes pages back in any order may leave,
+    can have several for one sector: each takes up the block that the one before it left.
+    """
+    moves = {(lane.entry.lba, lane.free_block): lane for lane in lanes if not lane.finished}
+    found: dict[int, list[Lane]] = {}
+    for lba in sorted({lba for lba, _ in moves}):
+        entry = entry_of(lba)
+        block = entry & MAP_MASK if entry & NORMAL else lba
+        while (lane := moves.pop((lba, block), None)) is not None:
+            found.setdefault(lba, []).append(lane)
+            block = lane.entry.new_map & MAP_MASK
+    return found

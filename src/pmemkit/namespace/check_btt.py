@@ -208,6 +208,10 @@ def _find_arenas(view: _View, version: btt.Version, report: CheckReport) -> list
             text = f"info2 block at {at} needs to be restored: it differs from the info block"
             report.findings.append(Finding("info2", at, text, repairable=True))
             restore.append(at)
+        if arenas and info.external_lbasize != arenas[0].info.external_lbasize:
+            first = arenas[0].info.external_lbasize
+            text = f"sectors have {info.external_lbasize} bytes, those of the first arena {first}"
+            report.findings.append(Finding("info", start, text, repairable=False))
         if info.flags & 1:
             text = "the arena carries the error flag: a write failed there"
             report.findings.append(Finding("info", start, text, repairable=False))
@@ -255,17 +259,16 @@ def _entry_fault(lane: btt.Lane, info: btt.BttInfo) -> str | None:
 
 def _check_finished(view: _View, arena: _Arena, report: CheckReport) -> None:
     """Finds writes that are in the log and not in the map."""
-    for lane in arena.lanes.values():
-        if lane.finished:
-            continue
-        at = arena.start + arena.info.mapoff + 4 * lane.entry.lba
-        entry = int.from_bytes(view.read(at, 4), "little")
-        block = entry & btt.MAP_MASK if entry & btt.NORMAL else lane.entry.lba
-        new = lane.entry.new_map & btt.MAP_MASK
-        if block != new and block == lane.free_block:
-            arena.finished[lane.entry.lba] = new
-            text = f"map entry of sector {lane.entry.lba} lacks the write of lane {lane.number}"
-            report.findings.append(Finding("map", at, text, repairable=True))
+    map_at = arena.start + arena.info.mapoff
+
+    def entry_of(lba: int) -> int:
+        return int.from_bytes(view.read(map_at + 4 * lba, 4), "little")
+
+    for lba, lanes in btt.follow_log(arena.lanes.values(), entry_of).items():
+        arena.finished[lba] = lanes[-1].entry.new_map & btt.MAP_MASK
+        listed = ", ".join(str(lane.number) for lane in lanes)
+        text = f"map entry of sector {lba} lacks the write of lane {listed}"
+        report.findings.append(Finding("map", map_at + 4 * lba, text, repairable=True))
 
 
 # --- map -----------------------------------------------------------------------------------------
@@ -348,15 +351,24 @@ def _repair(view: _View, arena: _Arena, rewrite_log: bool) -> None:
 
 
 def _write_lane(view: _View, arena: _Arena, number: int, block: int) -> btt.Lane:
-    """A fresh group for a lane whose group is damaged: until it is whole it stays damaged, because
-    the entry's second half, with the sequence number, comes last."""
+    """A fresh group for a lane whose group is damaged, one word at a time.
+
+    The first entry loses its sequence number before anything else and gets it back last, so at any
+    moment in between the group is damaged and not some other, sound one. The places that the log
+    does not use are cleared before its second place: which two it uses must stay told.
+    """
     entry = btt.LogEntry(lba=number, old_map=block, new_map=block, seq=1)
+    words = entry.pack()[:8], entry.pack()[8:]
+    second = arena.pair[1]
+    unused = [place for place in (1, 2, 3) if place != second]
+    steps = [(8, bytes(8))]
+    for place in (*unused, second):
+        steps += [(16 * place + 8, bytes(8)), (16 * place, bytes(8))]
+    steps += [(0, words[0]), (8, words[1])]
     at = arena.start + arena.info.logoff + number * btt.LOG_GROUP_SIZE
-    for data in (bytes(btt.LOG_GROUP_SIZE), entry.pack()[:8]):
-        view.write(at, data)
-        view.persist(at, len(data))
-    view.write(at + 8, entry.pack()[8:])
-    view.persist(at + 8, 8)
+    for offset, word in steps:
+        view.write(at + offset, word)
+        view.persist(at + offset, len(word))
     return btt.Lane(number, entry, arena.pair[0], arena.pair[1])
 
 

@@ -94,14 +94,9 @@ def _check_entry(lane: btt.Lane, info: btt.BttInfo) -> None:
 
 
 def _recover(read: Reader, arena: Arena) -> None:
-    for lane in arena.lanes:
-        if lane.finished:
-            continue
-        lba = lane.entry.lba
-        entry = _map_entry(read, arena, lba)
-        block = lba if not entry & btt.NORMAL else entry & btt.MAP_MASK
-        if block != lane.entry.new_map & btt.MAP_MASK and block == lane.free_block:
-            arena.finished[lba] = lane.entry.new_map & btt.MAP_MASK
+    found = btt.follow_log(arena.lanes, lambda lba: _map_entry(read, arena, lba))
+    for lba, lanes in found.items():
+        arena.finished[lba] = lanes[-1].entry.new_map & btt.MAP_MASK
 
 
 def _map_entry(read: Reader, arena: Arena, lba: int) -> int:

@@ -7,7 +7,10 @@ What this does not do: prove that there is nothing.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pmemkit.bus.machine import Machine
 
 __all__ = ["find_signature", "signature_in"]
 
@@ -43,13 +46,12 @@ def signature_in(read: Callable[[int, int], bytes], size: int) -> str | None:
     return None
 
 
-def find_signature(path: str, name: str) -> str | None:
-    """What is on a namespace of an image or machine file, as far as it can be read."""
-    from pmemkit.bus.image import machine_of, observe_with, open_reader
+def find_signature(machine: "Machine", name: str) -> str | None:
+    """What is on a namespace of a machine, as far as it can be read."""
+    from pmemkit.bus.image import observe_with, open_reader
     from pmemkit.errors import PmemError
     from pmemkit.storage.btt_reader import BttReader
 
-    machine = machine_of([path])
     opened = [open_reader(dimm.path) for dimm in machine.dimms]
     try:
         bus = observe_with(machine, [(read, size) for read, size, _ in opened])
