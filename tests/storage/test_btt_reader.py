@@ -1,6 +1,7 @@
 """A namespace of mode sector as a device: read-only, through the slow reader."""
 
 import errno
+import random
 
 import pytest
 
@@ -86,3 +87,24 @@ def test_a_callable_that_misbehaves_is_an_error(read, said):
 def test_a_sector_size_is_a_power_of_two():
     with pytest.raises(PmemError, match="500 bytes is no power of two"):
         block.python_reader(4096, 500, lambda offset, length: b"")
+
+
+def test_any_range_reads_as_the_callable_says_and_nothing_else_is_offered():
+    content = random.Random(1).randbytes(1 << 18)
+    device = block.python_reader(
+        len(content), 4096, lambda offset, length: content[offset : offset + length]
+    )
+    assert device.caps == {"multi_conn"}
+    channel = device.channel()
+    choose = random.Random(2)
+    for _ in range(200):
+        offset = choose.randrange(len(content))
+        length = choose.randrange(len(content) - offset)
+        assert channel.read(offset, length) == content[offset : offset + length]
+    with pytest.raises(PmemError):
+        channel.write(0, b"x")
+    for refused in (channel.flush, lambda: channel.discard(0, 1), lambda: channel.zero(0, 1)):
+        with pytest.raises(PmemError):
+            refused()
+    with pytest.raises(OutOfRange):
+        channel.read(len(content), 1)

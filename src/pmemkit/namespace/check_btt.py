@@ -59,6 +59,10 @@ class CheckReport:
     sectors: int = 0
     findings: list[Finding] = field(default_factory=list)
     log_rewritten: bool = False
+    states: dict[str, int] = field(
+        default_factory=lambda: {"normal": 0, "initial": 0, "zero": 0, "error": 0}
+    )
+    """Sectors by the state of their map entry; one in error is no damage of the table."""
 
     @property
     def clean(self) -> bool:
@@ -301,6 +305,8 @@ def _check_map(
         )
         report.findings.append(Finding("map", map_at + 4 * lba, text, repairable=False))
     counts = scan.counts()
+    for state in report.states:
+        report.states[state] += counts[state]
     more = counts["duplicate"] + counts["out_of_range"] - _SHOWN
     if more > 0:
         text = f"{more} more map entries are wrong"

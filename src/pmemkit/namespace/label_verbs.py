@@ -44,8 +44,9 @@ def init_labels(
 ) -> LabelArea:
     """Makes the label area of a dimm hold no labels, in this version, and gives it as it is then.
 
-    Refused without ``force`` where an index block is valid already (:class:`InvalidArgument`), or
-    where the last bytes of the image are data that no label area explains.
+    Refused without ``force`` (:class:`InvalidArgument`) where an index block is valid already,
+    where the last bytes of the image are data that no label area explains, and where an info block
+    makes a namespace of the label-less region, which labels would hide.
     """
     _require_area(images, dimm)
     path = images.machine.dimms[dimm].path
@@ -64,8 +65,22 @@ def init_labels(
             "a label area and loses what is there"
         )
         raise InvalidArgument(text, op="init-labels", path=path)
+    if found.current is None and not force:
+        _refuse_hiding(images, dimm)
     images.write_labels(dimm, initialise(area, *version))
     return read_area(images.label_area(dimm)[1])
+
+
+def _refuse_hiding(images: Images, dimm: int) -> None:
+    bus = images.bus()
+    region = next(each for each in bus.regions if bus.dimms[dimm] in each.dimms)
+    for each in region.namespaces:
+        if each.claim.info is not None:
+            text = (
+                f"is label-less and {each.dev} is of mode {each.claim.mode}: with labels its info "
+                "block counts no more; --force does it"
+            )
+            raise InvalidArgument(text, op="init-labels", path=region.path)
 
 
 def zero_labels(images: Images, dimm: int, *, offset: int = 0, length: int | None = None) -> int:
