@@ -122,27 +122,8 @@ layouts! {
         new_map: u32 = 8,
         seq: u32 = 12,
     }
-    /// The info block of mode fsdax.
+    /// The info block of mode fsdax; that of devdax differs in its signature only.
     PfnInfo: 4096 {
-        signature: [u8; 16] = 0,
-        uuid: [u8; 16] = 16,
-        parent_uuid: [u8; 16] = 32,
-        flags: u32 = 48,
-        major: u16 = 52,
-        minor: u16 = 54,
-        dataoff: u64 = 56,
-        npfns: u64 = 64,
-        mode: u32 = 72,
-        start_pad: u32 = 76,
-        end_trunc: u32 = 80,
-        align: u32 = 84,
-        page_size: u32 = 88,
-        page_struct_size: u16 = 92,
-        padding: [u8; 3994] = 94,
-        checksum: u64 = 4088,
-    }
-    /// The info block of mode devdax.
-    DaxInfo: 4096 {
         signature: [u8; 16] = 0,
         uuid: [u8; 16] = 16,
         parent_uuid: [u8; 16] = 32,
