@@ -77,7 +77,7 @@ test: peers-test build ## everything, with every peer there is
 	$(SUITES) \
 	    'rust:90:$(CARGO_TEST)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
-	    'python:300:$(PY) -m pytest -q --ignore tests/kernel' \
+	    'python:420:$(PY) -m pytest -q --ignore tests/kernel' \
 	    'kernel:360:$(PY) -m pytest -q tests/kernel' \
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
@@ -98,7 +98,7 @@ check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit te
 	    'docs:20:$(PY) tools/docs_formats.py --check' \
 	    'tidy:20:$(PY) tools/tidy.py' \
 	    'rust units:90:$(CARGO_TEST)' \
-	    'python units:120:$(PY) -m pytest -q -m "not peer and not soak"'
+	    'python units:240:$(PY) -m pytest -q -m "not peer and not soak"'
 
 fuzz: $(STAMP) ## the fuzzers, SECONDS_EACH=60 each
 	$(SUITES) --patience 2 \
