@@ -94,7 +94,7 @@ def done_well(*words):
 
 
 def complaint(done, code, *parts):
-    """Refused with this code; the last line on standard error has these parts, notes may precede."""
+    """Refused with this code; the last line on standard error has these parts."""
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     last = done.stderr.splitlines()[-1]
     for part in parts:

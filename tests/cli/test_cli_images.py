@@ -79,6 +79,32 @@ def test_a_size_the_file_system_cannot_have_leaves_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(("words", "slots"), [([], 510), (["--label-version", "1.1"], 1020)])
+def test_a_label_area_lies_behind_the_region(tmp_path, words, slots):
+    path = tmp_path / "disk.img"
+    done = pmem("create-image", path, "--size", "64M", "--label-size", "128K", *words, "--json")
+    (region,) = json.loads(done.stdout)
+    assert (region["size"], region["available_size"]) == (64 * MIB, 64 * MIB)
+    assert path.stat().st_size == 64 * MIB + 128 * 1024
+    assert f"{slots} free" in pmem("check-labels", path).stdout
+    assert json.loads(pmem("list", path).stdout) == []
+
+
+def test_a_labelled_image_can_be_emptied(tmp_path):
+    path = tmp_path / "disk.img"
+    pmem("create-image", path, "--size", "64M", "--label-size", "128K")
+    pmem("create-namespace", path, "-m", "raw")
+    assert pmem("create-image", path, "--size", "16M", "--force").returncode == 0
+    assert path.read_bytes() == bytes(16 * MIB)
+
+
+@pytest.mark.parametrize("size", ["512", "3K", "129K", "128M"])
+def test_a_label_area_that_would_not_be_found_again_is_refused(tmp_path, size):
+    done = pmem("create-image", tmp_path / "x", "--size", "64M", "--label-size", size)
+    refused(done, 2, tmp_path / "x", "a label area of", "128 KiB")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_directory_that_is_not_there(tmp_path):
     refused(pmem("create-image", tmp_path / "no" / "x", "--size", "1M"), 11, "No such file")
 
@@ -103,7 +129,7 @@ def test_list_regions_and_namespaces(image, tmp_path):
 
 
 def test_list_for_people_has_one_object(image):
-    assert json.loads(pmem("list", "-u", image).stdout)["size"] == "16 MiB (16.78 MB)"
+    assert json.loads(pmem("list", "-u", image).stdout)["size"] == "16.00 MiB (16.78 MB)"
 
 
 def test_list_without_images_is_the_machine():
@@ -180,6 +206,16 @@ def test_info_shows_overrides(image, environment, options, expected):
 def test_info_refuses_a_word_that_is_no_granularity(image):
     done = pmem("info", image, env={"PMEMKIT_GRANULARITY": "fine"})
     refused(done, 2, image, "PMEMKIT_GRANULARITY", "'fine'")
+
+
+def test_info_takes_a_namespace_of_a_machine_file_and_no_options_for_it(tmp_path):
+    machine = tmp_path / "vm.toml"
+    words = ["--create", "--size", "16M", "--nature", "memory"]
+    assert pmem("init-machine", machine, tmp_path / "a.img", *words).returncode == 0
+    facts = info(f"{machine}:namespace0.0")
+    assert (facts["nature"], facts["namespace"]["labelled"]) == ("memory", False)
+    done = pmem("info", f"{machine}:namespace0.0", "--slot", "1")
+    refused(done, 2, "machine file")
 
 
 def test_info_of_memory():

@@ -1,9 +1,10 @@
-"""``pmem init-machine`` and ``pmem qemu-args``: dimms on paper, and QEMU attaching exactly these."""
+"""``pmem init-machine`` and ``pmem qemu-args``: dimms on paper, and QEMU attaching them."""
 
 import json
 import shlex
 import subprocess
 import tomllib
+from itertools import pairwise
 
 import pytest
 from cli_run import PATIENCE_SECONDS, call, complaint, done_well
@@ -86,7 +87,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_made(
 
 
 def values(words, option):
-    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+    return [value for name, value in pairwise(words) if name == option]
 
 
 def plugged(words):

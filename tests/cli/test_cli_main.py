@@ -71,6 +71,12 @@ def test_an_unknown_command_is_wrong_usage():
         ["serve", "x", "--handshake-timeout", "-1"],
         ["serve", "x", "--poll-us", "often"],
         ["bench", "everything"],
+        ["create-namespace"],
+        ["create-namespace", "x", "-m", "turbo"],
+        ["init-labels", "x", "-V", "1.3"],
+        ["init-machine", "vm.toml"],
+        ["reconfigure", "x", "namespace0.0"],
+        ["write-infoblock", "-c", "-m", "sector"],
     ],
 )
 def test_wrong_usage_is_2(words, tmp_path, monkeypatch, capsys):
@@ -172,6 +178,30 @@ def test_every_json_is_json(tmp_path):
         ["list", "-RND"],
         ["info", image, "--json"],
         ["copy", image, tmp_path / "copy", "--json"],
+        [
+            "init-machine",
+            tmp_path / "vm.toml",
+            tmp_path / "new",
+            "--create",
+            "--size=64M",
+            "--json",
+        ],
+        ["init-labels", tmp_path / "vm.toml", "--json"],
+        ["create-namespace", tmp_path / "vm.toml", "-m", "sector", "--json"],
+        ["list", tmp_path / "vm.toml", "-BDRNiv"],
+        ["info", tmp_path / "vm.toml", "--json"],
+        ["info", f"{tmp_path / 'vm.toml'}:namespace0.0", "--json"],
+        ["qemu-args", tmp_path / "vm.toml", "--json"],
+        ["enable-namespace", tmp_path / "vm.toml", "all", "--json"],
+        ["disable-namespace", tmp_path / "vm.toml", "all", "--json"],
+        ["check-namespace", tmp_path / "vm.toml", "all", "--json"],
+        ["read-labels", tmp_path / "vm.toml", "--json"],
+        ["check-labels", tmp_path / "vm.toml", "--json"],
+        ["read-infoblock", tmp_path / "vm.toml", "--json"],
+        ["recookie", tmp_path / "vm.toml", "--json"],
+        ["reconfigure", tmp_path / "vm.toml", "namespace0.0", "-m", "raw", "--yes", "--json"],
+        ["destroy-namespace", tmp_path / "vm.toml", "all", "--json"],
+        ["zero-labels", tmp_path / "vm.toml", "--json"],
     ]
     for words in commands:
         done = pmem(*words)

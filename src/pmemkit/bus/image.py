@@ -27,6 +27,7 @@ from pmemkit.formats.labels import AREA_SIZE_MIN, SIGNATURE, read_area, sizing
 from pmemkit.media.provider import failure_of
 
 __all__ = [
+    "LABEL_SIZES",
     "ImageBus",
     "ImageDimm",
     "ImageNamespace",
@@ -43,7 +44,14 @@ Reader = Callable[[int, int], bytes]
 """Bytes at an offset; fewer where the image ends."""
 
 _NO_UUID: Final = UUID(int=0)
-_LABEL_SIZE_MOST: Final = 64 << 20
+LABEL_SIZES: Final = tuple(
+    sorted(
+        {1 << shift for shift in range(AREA_SIZE_MIN.bit_length() - 1, 27)}
+        | {count << 17 for count in range(1, 33)}
+    )
+)
+"""Sizes of label areas that are found without being told: powers of two up to 64 MiB, multiples of
+128 KiB up to 4 MiB."""
 _SLOTS: Final = 256
 
 
@@ -166,16 +174,33 @@ class ImageBus:
             if region.dev == name:
                 return region
         known = ", ".join(region.dev for region in self.regions)
-        raise InvalidArgument(f"{name!r} is no region here; there are {known}", op="list")
+        text = f"{name!r} is no region here; there are {known}"
+        raise InvalidArgument(text, op="list", path=self.path)
 
     def namespace(self, name: str) -> ImageNamespace:
-        """The namespace called ``namespaceR.N``, or the one with this uuid."""
+        """The namespace called ``namespaceR.N`` or ``R.N``, or the one that has this uuid, of its
+        label or of its info block, or this name."""
         every = [each for region in self.regions for each in region.namespaces]
         for each in every:
-            if name in (each.dev, str(each.uuid)) or (name and name == each.name):
+            if name in (each.dev, each.dev.removeprefix("namespace")):
                 return each
-        known = ", ".join(each.dev for each in every) or "none"
-        raise InvalidArgument(f"{name!r} is no namespace here; there is {known}", op="list")
+        found = [
+            each
+            for each in every
+            if name.lower() in (str(each.uuid), str(each.claim.uuid))
+            or (name and name == each.name)
+        ]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(each.dev for each in found or every) or "none"
+        several = "stands for several namespaces" if found else "is no namespace here"
+        text = f"{name!r} {several}; there is {known}"
+        raise InvalidArgument(text, op="list", path=self.path)
+
+    @property
+    def path(self) -> str:
+        """The machine file, or the image of the first dimm."""
+        return self.machine.path or self.machine.dimms[0].path
 
 
 def machine_of(
@@ -230,10 +255,8 @@ def find_label_size(read: Reader, file_size: int) -> int:
     takes the image for a label-less one.
     """
     damaged = 0
-    sizes = {1 << shift for shift in range(10, _LABEL_SIZE_MOST.bit_length())}
-    sizes |= {count << 17 for count in range(1, 33)}
-    for size in sorted(sizes):
-        if not AREA_SIZE_MIN <= size < file_size:
+    for size in LABEL_SIZES:
+        if size >= file_size:
             continue
         start = file_size - size
         places = {0, sizing(size, 128).index_size, sizing(size, 256).index_size}

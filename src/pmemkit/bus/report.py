@@ -12,12 +12,14 @@ from dataclasses import fields
 from typing import Any
 
 from pmemkit.bus.model import Bus, Dimm, Mapping, Namespace, Region
-from pmemkit.units import format_size
 
-__all__ = ["as_json", "listing"]
+__all__ = ["as_json", "human_hex", "human_size", "listing"]
 
 _HEXADECIMAL = {"iset_id", "handle", "phys_id", "offset", "length"}
 _SIZES = {"size", "available_size", "max_available_extent"}
+_PLAIN_BELOW = 5000 << 10
+_BINARY = ("MiB", 20), ("GiB", 30), ("TiB", 40)
+_DECIMAL = ("MB", 6), ("GB", 9), ("TB", 12)
 
 
 def listing(
@@ -76,9 +78,23 @@ def as_json(
         value = getattr(thing, each.name)
         if value is None or isinstance(value, tuple):
             continue
-        if human and each.name in _SIZES:
-            value = f"{format_size(value)} ({value / 1e6:.2f} MB)"
+        if human and (each.name in _SIZES or (isinstance(thing, Region) and each.name == "align")):
+            value = human_size(value)
         elif human and each.name in _HEXADECIMAL:
-            value = hex(value)
+            value = human_hex(value)
         record[each.name] = value
     return record
+
+
+def human_size(size: int) -> int | str:
+    """A size as ndctl prints it for people: ``64.00 MiB (67.11 MB)``; small ones as they are."""
+    if size < _PLAIN_BELOW:
+        return size
+    binary, shift = next((u for u in _BINARY if size < 2048 << u[1]), _BINARY[-1])
+    decimal, power = next((u for u in _DECIMAL if size < 2000 * 10 ** u[1]), _DECIMAL[-1])
+    return f"{size / (1 << shift):.2f} {binary} ({size / 10**power:.2f} {decimal})"
+
+
+def human_hex(value: int) -> str:
+    """A number as ndctl prints it for people."""
+    return f"{value:#x}" if value else "0"

@@ -6,32 +6,36 @@ What this does not do: anything that :mod:`pmemkit.namespace` does.
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pmemkit.cli._common import size
 from pmemkit.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from pmemkit.bus.image import ImageBus, ImageNamespace
+    from pmemkit.bus.image import ImageBus, ImageNamespace, ImageRegion
     from pmemkit.bus.machine import Machine
     from pmemkit.namespace.images import Images
 
 __all__ = [
     "add_machine_options",
     "chosen_dimms",
+    "data_on",
     "dimms_of_namespace",
+    "looked",
     "namespace_json",
     "note",
     "opened",
     "print_namespace",
     "progress_bar",
+    "region_name",
     "seen_bus",
     "split_target",
     "the_machine",
 ]
 
-PATHS_HELP = "image (several are several dimms, in this order) or a machine file, *.toml"
+_PATH_HELP = "image, or a machine file (*.toml)"
+_PATHS_HELP = "images, each a dimm, in this order; or a machine file (*.toml)"
 
 
 def add_machine_options(
@@ -39,13 +43,13 @@ def add_machine_options(
     *,
     paths: str = "paths",
     several: bool = False,
-    help: str = PATHS_HELP,  # noqa: A002 - argparse's word
+    help: str | None = None,
 ) -> None:
     """The images, and what a machine file would say of a bare one."""
     if several:
-        parser.add_argument(paths, metavar="PATH", nargs="+", help=help)
+        parser.add_argument(paths, metavar="PATH", nargs="+", help=help or _PATHS_HELP)
     else:
-        parser.add_argument(paths, metavar="PATH", help=help)
+        parser.add_argument(paths, metavar="PATH", help=help or _PATH_HELP)
     group = parser.add_argument_group("of images without a machine file")
     group.add_argument(
         "--label-size",
@@ -89,15 +93,41 @@ def split_target(options: argparse.Namespace) -> tuple[str, str | None]:
     return options.path, getattr(options, "namespace", None)
 
 
-def seen_bus(options: argparse.Namespace, paths: Sequence[str]) -> "ImageBus":
-    """What is on the images; notes about them and their places go to standard error."""
-    from pmemkit.bus.image import observe
+def region_name(text: str | None) -> str | None:
+    """The name of a region that is called by it or by its number; ``None`` for all of them."""
+    if text in (None, "all"):
+        return None
+    return f"region{text}" if text.isascii() and text.isdigit() else text
+
+
+def seen_bus(
+    options: argparse.Namespace, paths: Sequence[str], *, placement: bool = False
+) -> "ImageBus":
+    """What is on the images; notes about it, and with ``placement`` about where QEMU would put
+    them, go to standard error."""
+    with looked(options, paths, placement=placement) as bus:
+        return bus
+
+
+@contextmanager
+def looked(
+    options: argparse.Namespace, paths: Sequence[str], *, placement: bool = False
+) -> "Iterator[ImageBus]":
+    """The same, as long as the images can be read."""
+    from pmemkit.bus.image import observe_with, open_reader
     from pmemkit.namespace.advice import notes, placement_notes
 
-    bus = observe(the_machine(options, paths))
-    for each in (*notes(bus), *placement_notes(bus)):
-        note(each)
-    return bus
+    machine = the_machine(options, paths)
+    with ExitStack() as stack:
+        readers = []
+        for dimm in machine.dimms:
+            read, file_size, close = open_reader(dimm.path)
+            stack.callback(close)
+            readers.append((read, file_size))
+        bus = observe_with(machine, readers)
+        for each in (*notes(bus), *(placement_notes(bus) if placement else ())):
+            note(each)
+        yield bus
 
 
 @contextmanager
@@ -132,6 +162,19 @@ def chosen_dimms(bus: "ImageBus", names: Sequence[str]) -> list[int]:
             raise InvalidArgument(f"{name!r} is no dimm here; there is {known}", op="labels")
         found.append(int(number))
     return found
+
+
+def data_on(region: "ImageRegion") -> str | None:
+    """What the raw namespace of a label-less region holds; ``None`` for one that looks blank, and
+    for one with an info block, which the verbs see themselves."""
+    from pmemkit.storage.signatures import signature_in
+
+    if region.labelled or region.span.ways > 1 or region.namespaces[0].claim.info is not None:
+        return None
+    found = signature_in(region.read, region.size)
+    if found is not None or not any(region.read(0, 8192)):
+        return found
+    return "data in its first bytes"
 
 
 def note(text: str) -> None:

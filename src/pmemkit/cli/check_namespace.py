@@ -16,6 +16,7 @@ from pmemkit.cli._namespaces import (
 from pmemkit.errors import Corrupt, InvalidArgument, NotSupported
 
 if TYPE_CHECKING:
+    from pmemkit._native.media import Medium
     from pmemkit.bus.image import ImageNamespace
     from pmemkit.namespace.check_btt import CheckReport
 
@@ -34,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     """Checks and reports."""
     parser = make_parser("check-namespace", "Check a sector namespace.", _EXAMPLES, _NOTES)
     add_machine_options(parser, paths="path")
-    parser.add_argument("namespace", nargs="?", help="name, uuid, or all sector namespaces")
+    parser.add_argument("namespace", nargs="?", help="name, uuid, or all of mode sector")
     parser.add_argument("-R", "--repair", action="store_true", help="repair what can be")
     parser.add_argument(
         "-L", "--rewrite-log", action="store_true", help="with --repair: one log entry a lane"
@@ -42,7 +43,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "-f", "--force", action="store_true", help="check one that is in use (without --repair)"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is good, too")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="layout and states of sectors, too"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     path, name = split_target(options)
@@ -53,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     bus = seen_bus(options, [path])
     if name == "all":
         every = [each for region in bus.regions for each in region.namespaces]
-        found = [each for each in every if _version(each) is not None]
+        found = [each for each in every if _version(each)]
     else:
         found = [bus.namespace(name)]
     reports = {each.dev: _check(options, path, each) for each in found}
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         print_json([_record(dev, report) for dev, report in reports.items()])
     else:
         for dev, report in reports.items():
-            print("\n".join(_lines(dev, report)))
+            print("\n".join(_lines(dev, report, options.verbose)))
     clean = all(report.clean for report in reports.values())
     print(f"checked {len(reports)} namespace{'' if len(reports) == 1 else 's'}", file=sys.stderr)
     return 0 if clean else Corrupt.exit_code
@@ -102,6 +105,8 @@ def _check(options: argparse.Namespace, path: str, here: "ImageNamespace") -> "C
         locking="off" if in_use else "on",
     )
     try:
+        if version == "" and options.repair:
+            _refuse_data(here, path, medium.medium)
         with progress_bar(f"checking {here.dev}") as progress:
             return check_btt(
                 medium.medium,
@@ -122,6 +127,16 @@ def _check(options: argparse.Namespace, path: str, here: "ImageNamespace") -> "C
         medium.close()
 
 
+def _refuse_data(here: "ImageNamespace", path: str, medium: "Medium") -> None:
+    """A raw namespace may have been of mode sector once, and something else since."""
+    from pmemkit.storage.signatures import signature_in
+
+    found = signature_in(medium.read, here.size)
+    if found is not None:
+        text = f"{here.dev} is raw and holds {found}, which a repair to mode sector would destroy"
+        raise InvalidArgument(text, op="check", path=path)
+
+
 def _record(dev: str, report: "CheckReport") -> dict[str, object]:
     return {
         "dev": dev,
@@ -129,12 +144,13 @@ def _record(dev: str, report: "CheckReport") -> dict[str, object]:
         "version": report.version,
         "arenas": report.arenas,
         "sectors": report.sectors,
+        "states": report.states,
         "log_rewritten": report.log_rewritten,
         "findings": [asdict(each) for each in report.findings],
     }
 
 
-def _lines(dev: str, report: "CheckReport") -> list[str]:
+def _lines(dev: str, report: "CheckReport", verbose: bool) -> list[str]:
     lines = []
     for each in report.findings:
         state = (
@@ -153,5 +169,10 @@ def _lines(dev: str, report: "CheckReport") -> list[str]:
         verdict = "damaged beyond repair; nothing was written"
     more = ", log rewritten" if report.log_rewritten else ""
     arenas = f"{report.arenas} arena{'' if report.arenas == 1 else 's'}"
+    if report.states["error"]:
+        more += f", {report.states['error']} of them in error"
     lines.append(f"{dev}: {verdict} ({arenas}, {report.sectors} sectors{more})")
+    if verbose:
+        states = ", ".join(f"{count} {state}" for state, count in report.states.items())
+        lines.append(f"{dev}: layout {report.version}; sectors by state: {states}")
     return lines

@@ -28,6 +28,7 @@ __all__ = ["run"]
 _EXAMPLES = """\
   pmem copy disk.img backup.img --verify
   pmem copy disk.img /dev/pmem0
+  pmem copy rootfs.ext4 vm.img:namespace0.0
   zcat disk.img.gz | pmem copy - disk.img --detect-zeroes
   pmem copy disk.img - | sha256sum"""
 
@@ -56,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "copy", "Copy bytes, sparse and durable at the end.", _EXAMPLES, _NOTES + layer_help()
     )
-    parser.add_argument("source", metavar="SOURCE", help="file, device, or - for standard input")
-    parser.add_argument("target", metavar="TARGET", help="file, device, or - for standard output")
+    parser.add_argument("source", metavar="SOURCE", help="file, device, IMAGE:namespaceR.N, or -")
+    parser.add_argument("target", metavar="TARGET", help="the same; - is standard output")
     parser.add_argument("--verify", action="store_true", help="read the target back and compare")
     parser.add_argument(
         "--detect-zeroes", action="store_true", help="make holes of blocks that hold only zeroes"
@@ -96,6 +97,7 @@ def _open_source(options: argparse.Namespace, stack: ExitStack) -> "tuple[Source
 def _open_target(
     options: argparse.Namespace, source_size: int | None, stack: ExitStack
 ) -> "Target":
+    from pmemkit.bus.locate import split_namespace
     from pmemkit.media.provider import memory_spec
     from pmemkit.storage import open_region
     from pmemkit.storage.copying import DeviceTarget, GrowingTarget, StreamTarget
@@ -107,7 +109,9 @@ def _open_target(
         return StreamTarget(sys.stdout.fileno())
     if options.source != "-" and _same_file(options.source, options.target):
         raise InvalidArgument("the source and the target are one file", path=options.target)
-    missing = not os.path.lexists(options.target) and memory_spec(options.target) is None
+    # A namespace is never made by copying to it.
+    named = memory_spec(options.target) is not None or split_namespace(options.target) is not None
+    missing = not os.path.lexists(options.target) and not named
     region = stack.enter_context(
         open_region(
             options.target,

@@ -1,24 +1,28 @@
 """``pmem create-namespace``: a namespace on an image, as ndctl makes one on a machine."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from pmemkit.cli._common import make_parser, size, typed
+from pmemkit.cli._common import make_parser, print_json, size, typed
 from pmemkit.cli._namespaces import (
     add_machine_options,
+    data_on,
+    looked,
+    namespace_json,
     note,
     opened,
     print_namespace,
     progress_bar,
-    seen_bus,
+    region_name,
     split_target,
 )
-from pmemkit.errors import InvalidArgument
+from pmemkit.errors import InvalidArgument, NoSpace
 
 if TYPE_CHECKING:
-    from pmemkit.bus.image import ImageBus, ImageRegion
+    from pmemkit.bus.image import ImageNamespace, ImageRegion
     from pmemkit.namespace.create import Wish
     from pmemkit.namespace.images import Images
 
@@ -33,6 +37,7 @@ _EXAMPLES = """\
 _NOTES = """\
 A label-less image is one namespace: it gets an info block and no label. Where a label area is there
 and blank, it is initialised first (version 1.2)."""
+_GREEDY_HELP = "go on until the region is full; prints a list"
 
 
 def uuid_of(text: str) -> UUID:
@@ -48,10 +53,10 @@ def add_wish_options(parser: argparse.ArgumentParser, *, mode_required: bool = F
     parser.add_argument(
         "-m",
         "--mode",
-        choices=("raw", "sector", "fsdax", "devdax", "safe", "memory", "dax"),
-        default=None if mode_required else "fsdax",
+        type=lambda mode: _OLD_NAMES.get(mode, mode),
+        choices=("raw", "sector", "fsdax", "devdax"),
         required=mode_required,
-        help="(safe, memory and dax are old names of sector, fsdax and devdax)",
+        help="fsdax if not said; old names (safe, memory, dax) are taken, too",
     )
     parser.add_argument("-n", "--name", default="", help="up to 63 bytes")
     parser.add_argument(
@@ -77,7 +82,7 @@ def wish_of(options: argparse.Namespace) -> "Wish":
     from pmemkit.namespace.create import Wish
 
     return Wish(
-        mode=_OLD_NAMES.get(options.mode, options.mode),
+        mode=options.mode or "fsdax",
         size=getattr(options, "size", None),
         name=options.name,
         uuid=options.uuid,
@@ -93,15 +98,22 @@ def run(arguments: Sequence[str]) -> int:
     parser = make_parser("create-namespace", "Make a namespace.", _EXAMPLES, _NOTES)
     add_machine_options(parser, paths="path")
     parser.add_argument("-r", "--region", help="the first one with room if not said")
-    parser.add_argument("-e", "--reconfig", metavar="NAMESPACE", help="convert an existing one")
+    parser.add_argument(
+        "-e", "--reconfig", metavar="NAMESPACE", help="convert this one; its mode stays without -m"
+    )
     parser.add_argument("-s", "--size", type=size, help="a multiple of the region's alignment")
     add_wish_options(parser)
+    parser.add_argument("-c", "--continue", dest="greedy", action="store_true", help=_GREEDY_HELP)
     parser.add_argument("-f", "--force", action="store_true", help="data may be lost")
-    parser.add_argument("-L", "--autolabel", action="store_true", help="is the default")
     parser.add_argument(
-        "--no-autolabel", action="store_true", help="leave a blank label area as it is"
+        "-L",
+        "--autolabel",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="initialise a label area that is blank; --no-autolabel leaves it",
     )
-    parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("-t", "--type", choices=("pmem",), help=argparse.SUPPRESS)
+    parser.add_argument("-v", "--verbose", action="store_true", help="print more fields")
     parser.add_argument("--json", action="store_true", help="JSON is what is printed anyway")
     options = parser.parse_args(arguments)
     if options.reconfig:
@@ -111,26 +123,78 @@ def run(arguments: Sequence[str]) -> int:
     path, named = split_target(options)
     if named is not None:
         raise InvalidArgument(f"{named} is there already: -e converts it", op="create", path=path)
-    wish = wish_of(options)
-    from pmemkit.namespace.create import create
-
-    bus = seen_bus(options, [path])
-    numbers = _dimms(bus, options.region)
-    with opened(options, path, numbers) as images, progress_bar("clearing") as progress:
-        if not options.no_autolabel:
-            for region in images.bus().regions:
-                if options.region in (None, region.dev):
-                    _autolabel(images, region)
-        if not options.force:
-            _refuse_data(images, options.region)
-        made = create(images, options.region, wish, progress=progress)
-    print_namespace(made, verbose=options.verbose)
+    wish = wish_of(options).checked()
+    with looked(options, [path], placement=True) as bus:
+        region = _choose(bus.regions, region_name(options.region), wish, force=options.force)
+    with opened(options, path, bus.machine.sets[region.span.index]) as images:
+        made = _make(options, images, region.dev, wish)
+    if options.greedy:
+        print_json([namespace_json(each, verbose=options.verbose) for each in made])
+    else:
+        print_namespace(made[0], verbose=options.verbose)
     return 0
 
 
-def _dimms(bus: "ImageBus", region: str | None) -> tuple[int, ...] | None:
-    """The dimms to lock: those of the region, or all where any may be chosen."""
-    return None if region is None else bus.machine.sets[bus.region(region).span.index]
+def _make(
+    options: argparse.Namespace, images: "Images", name: str, wish: "Wish"
+) -> "list[ImageNamespace]":
+    """The namespace, or with ``--continue`` as many as fit."""
+    from pmemkit.namespace.create import create
+
+    # It may have changed before it was locked.
+    region = _choose(images.bus().regions, name, wish, force=options.force)
+    if options.autolabel:
+        _autolabel(images, region)
+    made = []
+    with progress_bar("clearing") as progress:
+        while True:
+            try:
+                made.append(create(images, name, wish, progress=progress))
+            except NoSpace:
+                if not made:
+                    raise
+                return made
+            if not options.greedy or not made[-1].region.labelled:
+                return made
+            wish = replace(wish, uuid=None)
+
+
+def _choose(
+    regions: "Iterable[ImageRegion]", name: str | None, wish: "Wish", *, force: bool
+) -> "ImageRegion":
+    """The region that is named, or the first one with room. One that is label-less must be blank,
+    unless ``force`` gives up what is there."""
+    every = [each for each in regions if name in (None, each.dev)]
+    if not every:
+        text = f"{name!r} is no region here; there are {', '.join(each.dev for each in regions)}"
+        raise InvalidArgument(text, op="create")
+    refusals = []
+    for region in every:
+        if region.labelled:
+            if any(length >= (wish.size or 1) for _, length in region.free()):
+                return region
+            continue
+        if region.namespaces[0].claim.info is not None:
+            continue
+        refusal = None if force else _data_refusal(region)
+        if refusal is None:
+            return region
+        refusals.append(refusal)
+    if refusals:
+        raise refusals[0]
+    # None has room: the verb itself says why.
+    return every[0]
+
+
+def _data_refusal(region: "ImageRegion") -> InvalidArgument | None:
+    held = data_on(region)
+    if held is None:
+        return None
+    text = (
+        f"{region.dev} is label-less and its one namespace holds {held}, which would be lost; "
+        "-f makes the namespace all the same"
+    )
+    return InvalidArgument(text, op="create", path=region.path)
 
 
 def _autolabel(images: "Images", region: "ImageRegion") -> None:
@@ -143,15 +207,3 @@ def _autolabel(images: "Images", region: "ImageRegion") -> None:
         return
     init_labels(images, number, version=(1, 2))
     note(f"{region.dimms[0].name}: the label area was blank and is initialised, version 1.2")
-
-
-def _refuse_data(images: "Images", region: str | None) -> None:
-    """A label-less image that is not blank would lose what is there."""
-    for each in images.bus().regions:
-        whole = not each.labelled and region in (None, each.dev)
-        if whole and each.namespaces[0].claim.info is None and any(each.read(0, 8192)):
-            text = (
-                f"{each.dev} is label-less and its first bytes are not blank: what is there would "
-                "be lost; -f makes the namespace all the same"
-            )
-            raise InvalidArgument(text, op="create", path=each.path)

@@ -9,7 +9,9 @@ from pmemkit.cli._namespaces import (
     add_machine_options,
     dimms_of_namespace,
     namespace_json,
+    note,
     opened,
+    region_name,
     seen_bus,
     split_target,
 )
@@ -37,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("namespace", nargs="?", help="name, uuid, or all")
     parser.add_argument("-r", "--region", help="with all: only those of this region")
     parser.add_argument(
-        "-f", "--force", action="store_true", help="accepted for ndctl's sake: nothing is enabled"
+        "-f", "--force", action="store_true", help="also what is damaged and could be repaired"
     )
     parser.add_argument("--json", action="store_true", help="print what was destroyed")
     options = parser.parse_args(arguments)
@@ -49,15 +51,19 @@ def run(arguments: Sequence[str]) -> int:
     gone = []
     if name == "all":
         bus = seen_bus(options, [path])
-        regions = [bus.region(options.region)] if options.region else list(bus.regions)
+        wanted = region_name(options.region)
+        regions = [bus.region(wanted)] if wanted is not None else list(bus.regions)
         numbers = [number for each in regions for number in bus.machine.sets[each.span.index]]
         with opened(options, path, numbers) as images:
             for region in regions:
-                gone += _all_of(images, region.dev)
+                gone += _all_of(images, region.dev, force=options.force)
     else:
         numbers = list(dimms_of_namespace(options, path, name))
         with opened(options, path, numbers) as images:
-            gone.append(destroy(images, name))
+            gone.append(destroy(images, name, force=options.force))
+    for each in gone:
+        if each.found is None:
+            note(f"{each.dev} is label-less: it has lost its info block, stays, and is raw now")
     if options.json:
         print_json([namespace_json(each) for each in gone])
     plural = "" if len(gone) == 1 else "s"
@@ -65,14 +71,14 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _all_of(images: "Images", region: str) -> "list[ImageNamespace]":
+def _all_of(images: "Images", region: str, *, force: bool) -> "list[ImageNamespace]":
     """By uuid: the numbers of the others change with each one that goes."""
     from pmemkit.namespace.create import destroy
 
     gone = []
     for each in images.bus().region(region).namespaces:
         if each.found is not None:
-            gone.append(destroy(images, str(each.uuid)))
-        elif each.claim.info is not None:
-            gone.append(destroy(images, each.dev))
+            gone.append(destroy(images, str(each.uuid), force=force))
+        elif each.claim.info is not None or each.claim.faults:
+            gone.append(destroy(images, each.dev, force=force))
     return gone

@@ -37,9 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-i", "--idle", action="store_true", help="disabled and empty ones, too")
     parser.add_argument("-v", "--verbose", action="store_true", help="more fields")
     parser.add_argument("-u", "--human", action="store_true", help="sizes for people")
-    parser.add_argument("-d", "--dimm", metavar="NMEM", help="only what this dimm is part of")
-    parser.add_argument("-r", "--region", help="only this region")
-    parser.add_argument("-n", "--namespace", help="only this namespace")
+    parser.add_argument("-d", "--dimm", help="only what this dimm is part of: nmem0, or 0")
+    parser.add_argument("-r", "--region", help="only this one: region0, or 0")
+    parser.add_argument("-n", "--namespace", help="only this one: namespace0.1, 0.1, uuid or name")
     parser.add_argument("-m", "--mode", help="only namespaces of this mode")
     parser.add_argument("--json", action="store_true", help="JSON is what is printed anyway")
     parser.add_argument("--label-size", type=size, metavar="SIZE", help="of a bare image")
@@ -80,18 +80,34 @@ def _images(options: argparse.Namespace) -> "Bus":
 
 
 def _filtered(bus: "Bus", options: argparse.Namespace) -> "Bus":
+    """What the filters leave. A namespace or a mode leaves the regions that have such a one."""
     regions = []
+    narrow = options.mode is not None or options.namespace not in (None, "all")
     for region in bus.regions:
-        if options.region not in (None, "all", region.dev):
-            continue
-        on = {mapping.dimm for mapping in region.mappings}
-        if options.dimm not in (None, "all", *on):
+        on = [mapping.dimm for mapping in region.mappings]
+        if not _names(options.region, region.dev) or not _names(options.dimm, *on):
             continue
         chosen = tuple(
             each
             for each in region.namespaces
-            if options.namespace in (None, "all", each.dev) and options.mode in (None, each.mode)
+            if _names(options.namespace, each.dev, each.uuid, each.raw_uuid, each.name)
+            and options.mode in (None, each.mode)
         )
-        regions.append(replace(region, namespaces=chosen))
-    dimms = tuple(each for each in bus.dimms if options.dimm in (None, "all", each.dev))
+        if chosen or not narrow:
+            regions.append(replace(region, namespaces=chosen))
+    used = {mapping.dimm for region in regions for mapping in region.mappings}
+    filtered = narrow or options.region not in (None, "all")
+    dimms = tuple(
+        each
+        for each in bus.dimms
+        if _names(options.dimm, each.dev) and (not filtered or each.dev in used)
+    )
     return replace(bus, dimms=dimms, regions=tuple(regions))
+
+
+def _names(wanted: str | None, *names: str | None) -> bool:
+    """True when a filter is off or names one of these, as a whole or a device by its number."""
+    if wanted in (None, "all"):
+        return True
+    devices = {f"{kind}{wanted}" for kind in ("namespace", "nmem", "region")}
+    return bool({wanted, *devices} & {*names})

@@ -18,8 +18,9 @@ __all__ = ["run"]
 _EXAMPLES = """\
   pmem qemu-args vm.toml
   pmem qemu-args disk.img --memory 2G
-  qemu-system-x86_64 $(pmem qemu-args vm.toml) -kernel vmlinuz ...    paths without spaces
-  pmem qemu-args vm.toml --json | jq -r '.[]'                         any path"""
+  qemu-system-x86_64 $(pmem qemu-args vm.toml) -kernel vmlinuz ...    paths without blanks
+  xargs -a <(pmem qemu-args vm.toml) qemu-system-x86_64 -nographic    any path, from bash
+  pmem qemu-args vm.toml --json                                       from programs"""
 _LABEL_SIZE_LEAST = 128 << 10
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--memory", type=size, default=_GIB, help="RAM of the guest (1G)")
     parser.add_argument("--json", action="store_true", help="the words as a JSON list")
     options = parser.parse_args(arguments)
-    bus = seen_bus(options, options.paths)
+    bus = seen_bus(options, options.paths, placement=True)
     words = _words(options, bus)
     if options.json:
         print_json(words)

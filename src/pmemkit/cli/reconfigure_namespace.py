@@ -20,6 +20,7 @@ from pmemkit.units import format_size
 
 if TYPE_CHECKING:
     from pmemkit.bus.image import ImageNamespace
+    from pmemkit.bus.machine import Machine
 
 __all__ = ["reconfigure", "run"]
 
@@ -55,7 +56,8 @@ def reconfigure(options: argparse.Namespace, path: str, name: str, confirmed: bo
 
     bus = seen_bus(options, [path])
     here = bus.namespace(name)
-    print("\n".join(_losses(bus.machine.path or path, here, options.mode)), file=sys.stderr)
+    options.mode = options.mode or here.claim.mode
+    print("\n".join(_losses(bus.machine, here, options.mode)), file=sys.stderr)
     if not confirmed:
         _confirm(here.dev)
     numbers = bus.machine.sets[here.region.span.index]
@@ -65,10 +67,10 @@ def reconfigure(options: argparse.Namespace, path: str, name: str, confirmed: bo
     return 0
 
 
-def _losses(path: str, here: "ImageNamespace", mode: str) -> list[str]:
+def _losses(machine: "Machine", here: "ImageNamespace", mode: str) -> list[str]:
     from pmemkit.storage.signatures import find_signature
 
-    found = find_signature(path, here.dev)
+    found = find_signature(machine, here.dev)
     size = here.claim.size if here.claim.size is not None else here.size
     named = f" {here.name!r}" if here.name else ""
     lines = [f"{here.dev}{named}: {here.claim.mode}, {format_size(size)} of data, becomes {mode}"]

@@ -31,6 +31,7 @@ _EXAMPLES = """\
   pmem serve                            an image of your own, made at the first use
   pmem serve disk.img --unix /run/disk.sock
   pmem serve boot=boot.img data=/dev/pmem0 --tcp 127.0.0.1:10809
+  pmem serve disk.img:namespace0.0      one namespace; of mode sector it is read-only
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         metavar="[NAME=]PATH",
         nargs="*",
-        help="files, devices, memory specs, or - for memory; the first is the default export",
+        help="files, devices, IMAGE:namespaceR.N, memory specs, or - for memory; the first is "
+        "the default export",
     )
     listening = parser.add_argument_group("listening")
     listening.add_argument("--unix", metavar="SOCK", action="append", default=[], help="a socket")
@@ -176,8 +178,11 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 locking=options.locking,
             )
         )
-        device = stack.enter_context(region.device(layers=layers, read_only=options.read_only))
-        exports.append(Export(name, device, options.description, options.read_only))
+        read_only = options.read_only or region.mode == "sector"
+        if read_only and not options.read_only:
+            _say(f"{region.path} is of mode sector, which is served read-only")
+        device = stack.enter_context(region.device(layers=layers, read_only=read_only))
+        exports.append(Export(name, device, options.description, read_only))
     return exports
 
 

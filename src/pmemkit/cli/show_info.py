@@ -73,7 +73,7 @@ def _mapped_bus(options: argparse.Namespace) -> "ImageBus | None":
 
     path = options.path
     said = [options.label_size, options.slot, options.backend_align] != [None] * 3
-    if split_namespace(path) is not None and not os.path.lexists(path):  # noqa: PTH117
+    if split_namespace(path) is not None and not os.path.lexists(path):
         if said:
             text = "the options of a bare image go into a machine file (pmem init-machine)"
             raise InvalidArgument(text, op="info", path=path)

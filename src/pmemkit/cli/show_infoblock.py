@@ -10,6 +10,7 @@ from pmemkit.cli._common import make_parser, print_json, size, typed
 from pmemkit.cli._namespaces import (
     add_machine_options,
     dimms_of_namespace,
+    looked,
     note,
     opened,
     seen_bus,
@@ -21,7 +22,15 @@ from pmemkit.errors import Corrupt, InvalidArgument, NotSupported
 __all__ = ["run_read", "run_write"]
 
 _HEAD = 8192
-_DECIMAL = ("mode",)
+_DECIMAL = (
+    "mode",
+    "external_lbasize",
+    "external_nlba",
+    "internal_lbasize",
+    "internal_nlba",
+    "nfree",
+    "infosize",
+)
 """Numbers that ndctl prints in decimal for people, too."""
 
 
@@ -73,6 +82,7 @@ def _records(
     options: argparse.Namespace, heads: list[tuple[str, str, bytes]]
 ) -> list[dict[str, Any]]:
     """What the blocks say; namespaces without one are left out unless there is nothing else."""
+    from pmemkit.bus.report import human_hex
     from pmemkit.namespace.infoblock_verbs import find_infoblock, infoblock_record
 
     records: list[dict[str, Any]] = []
@@ -87,7 +97,7 @@ def _records(
         record = infoblock_record(info)
         if options.human:
             record |= {
-                key: f"{value:#x}" if value else "0"
+                key: human_hex(value)
                 for key, value in record.items()
                 if isinstance(value, int) and key not in _DECIMAL
             }
@@ -104,13 +114,7 @@ def _heads(options: argparse.Namespace) -> list[tuple[str, str, bytes]]:
         with Path(name).open("rb") as file:
             return [("file", name, _whole(name, file.read(_HEAD)))]
     path, name = split_target(options)
-    from pmemkit.bus.image import observe_with, open_reader
-    from pmemkit.cli._namespaces import the_machine
-
-    machine = the_machine(options, [path])
-    opened_images = [open_reader(dimm.path) for dimm in machine.dimms]
-    try:
-        bus = observe_with(machine, [(read, length) for read, length, _ in opened_images])
+    with looked(options, [path]) as bus:
         every = [each for region in bus.regions for each in region.namespaces]
         found = every if name in (None, "all") else [bus.namespace(str(name))]
         for each in found:
@@ -121,9 +125,6 @@ def _heads(options: argparse.Namespace) -> list[tuple[str, str, bytes]]:
                 why = "; ".join(map(str, each.claim.faults)) or "there is no info block"
                 raise Corrupt(f"{each.dev}: {why}", op="read-infoblock", path=path)
         return [("dev", each.dev, each.region.read(each.offset, _HEAD)) for each in found]
-    finally:
-        for _, _, close in opened_images:
-            close()
 
 
 def _whole(name: str, data: bytes) -> bytes:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_check", "run_read"]
 
-_HUMAN = ("isetcookie", "dpa", "rawsize", "flags")
+_HUMAN = ("isetcookie", "dpa", "flags")
 
 
 def _dimms(options: argparse.Namespace) -> "list[ImageDimm]":
@@ -32,30 +32,34 @@ def run_read(arguments: Sequence[str]) -> int:
         "Read the label area of a dimm: its bytes, or with --json what they say.",
         "  pmem read-labels disk.img --json\n"
         "  pmem read-labels disk.img -o labels.bin     for write-labels",
-        "Freed labels are listed too, as ndctl does; the index block says which are in use.",
+        "Dumps of several dimms stand one after the other. Freed labels are listed too, as ndctl\n"
+        "does; the index block says which are in use.",
     )
     add_machine_options(parser, paths="path")
     parser.add_argument("dimms", metavar="DIMM", nargs="*", help="nmemN, or all (the default)")
     parser.add_argument("-j", "--json", action="store_true")
     parser.add_argument("-I", "--index", action="store_true", help="index blocks only")
-    parser.add_argument("-u", "--human", action="store_true", help="hexadecimal numbers")
+    parser.add_argument("-u", "--human", action="store_true", help="JSON, numbers for people")
     parser.add_argument("-o", "--output", help="file; standard output if not said")
-    parser.add_argument("-s", "--size", type=size, help="bytes; all of the area if not said")
+    parser.add_argument("-s", "--size", type=size, help="bytes; all of the area if 0 or not said")
     parser.add_argument("-O", "--offset", type=size, default=0, help="in the area")
     options = parser.parse_args(arguments)
+    if options.index and (options.size is not None or options.offset):
+        parser.error("--index says which part is read; --size and --offset do, too")
     dimms = [dimm for dimm in _dimms(options) if dimm.spec.label_size]
     if not dimms:
         text = "there is no label area: the image is label-less (pmem init-labels makes one)"
         raise InvalidArgument(text, op="read-labels", path=options.path)
-    if options.json or options.index or options.human:
+    if options.json or options.human:
         _print(options, dimms)
     else:
         _dump(options, dimms)
-    print(f"read {len(dimms)} nmem{'' if len(dimms) == 1 else 's'}", file=sys.stderr)
+    print(f"read {len(dimms)} nmem{'s' if len(dimms) > 1 else ''}", file=sys.stderr)
     return 0
 
 
 def _print(options: argparse.Namespace, dimms: "list[ImageDimm]") -> None:
+    from pmemkit.bus.report import human_hex, human_size
     from pmemkit.namespace.label_verbs import labels_listing
 
     found: list[Any] = labels_listing(dimms)
@@ -63,31 +67,34 @@ def _print(options: argparse.Namespace, dimms: "list[ImageDimm]") -> None:
         if options.index:
             del each["label"]
         elif options.human:
-            each["label"] = [
-                {key: hex(value) if key in _HUMAN else value for key, value in label.items()}
-                for label in each["label"]
-            ]
+            for label in each["label"]:
+                label |= {key: human_hex(label[key]) for key in _HUMAN}
+                label["rawsize"] = human_size(label["rawsize"])
     print_json(found)
 
 
 def _dump(options: argparse.Namespace, dimms: "list[ImageDimm]") -> None:
-    if len(dimms) != 1:
-        text = f"a dump is of one dimm, and there are {len(dimms)}: say which, or --json"
-        raise InvalidArgument(text, op="read-labels", path=options.path)
-    (dimm,) = dimms
-    room = dimm.spec.label_size - options.offset
-    length = room if options.size is None else options.size
-    if options.offset < 0 or not 0 <= length <= room:
-        text = f"{length} bytes at {options.offset} end behind the {dimm.spec.label_size} there are"
-        raise InvalidArgument(text, op="read-labels", path=options.path)
-    data = _area(dimm)[options.offset : options.offset + length]
+    """The areas of all dimms one after the other, as ndctl has them."""
+    if not options.output and sys.stdout.isatty():
+        raise InvalidArgument("a dump is for -o FILE or a pipe; --json is for people")
+    data = b"".join(_part(options, dimm) for dimm in dimms)
     if options.output:
         Path(options.output).write_bytes(data)
-    elif sys.stdout.isatty():
-        raise InvalidArgument("a dump is for -o FILE or a pipe; --json is for people")
     else:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+
+
+def _part(options: argparse.Namespace, dimm: "ImageDimm") -> bytes:
+    room = dimm.spec.label_size - options.offset
+    length: int = options.size or room
+    area = dimm.span.area
+    if options.index and area is not None:
+        length = 2 * area.sizing.index_size
+    if not 0 <= length <= room:
+        text = f"{length} bytes at {options.offset} end behind the {dimm.spec.label_size} there are"
+        raise InvalidArgument(text, op="read-labels", path=dimm.spec.path)
+    return _area(dimm)[options.offset : options.offset + length]
 
 
 def _area(dimm: "ImageDimm") -> bytes:
@@ -115,9 +122,10 @@ def run_check(arguments: Sequence[str]) -> int:
         print_json([{key: getattr(each, key) for key in keys} for each in checked])
     bad = [each for each in checked if each.findings]
     for each in checked:
-        state = f"{each.used} labels in use, {each.free} slots free"
+        state = f"{each.used} slots in use, {each.free} free"
         lines = [*each.findings] if each.findings else [state]
         if not options.json:
             print("\n".join(f"{each.dev}: {line}" for line in lines))
-    print(f"successfully verified {len(checked) - len(bad)} nmem labels", file=sys.stderr)
+    good = len(checked) - len(bad)
+    print(f"successfully verified {good} nmem label{'s' if good > 1 else ''}", file=sys.stderr)
     return Corrupt.exit_code if bad else 0

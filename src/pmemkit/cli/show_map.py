@@ -18,13 +18,13 @@ _MARKS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def map_facts(bus: "ImageBus", path: str) -> dict[str, Any]:
     """Dimms, regions, and what lies where in each; sizes and offsets are bytes."""
-    from pmemkit.namespace.advice import notes
+    from pmemkit.namespace.advice import notes, placement_notes
 
     return {
         "path": path,
         "dimms": [_dimm_facts(dimm) for dimm in bus.dimms],
         "regions": [_region_facts(region) for region in bus.regions],
-        "notes": notes(bus),
+        "notes": [*notes(bus), *placement_notes(bus)],
     }
 
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 
 from pmemkit.cli._common import make_parser, print_json
 from pmemkit.cli._namespaces import add_machine_options, namespace_json, seen_bus, split_target
-from pmemkit.errors import InvalidArgument, NotSupported, PmemError
+from pmemkit.errors import Corrupt, InvalidArgument, NotSupported, PmemError
 
 if TYPE_CHECKING:
-    from pmemkit.bus.image import ImageNamespace
+    from pmemkit.bus.image import ImageBus, ImageNamespace
 
 __all__ = ["run_disable", "run_enable"]
 
 
-def _asked(verb: str, what: str, arguments: Sequence[str]) -> "list[ImageNamespace]":
+def _asked(
+    verb: str, what: str, arguments: Sequence[str]
+) -> "tuple[argparse.Namespace, ImageBus, list[ImageNamespace]]":
     parser = make_parser(
         f"{verb}-namespace", what, f"  pmem {verb}-namespace disk.img namespace0.0", __doc__ or ""
     )
@@ -35,41 +37,49 @@ def _asked(verb: str, what: str, arguments: Sequence[str]) -> "list[ImageNamespa
         found = [each for region in bus.regions for each in region.namespaces]
     else:
         found = [bus.namespace(name)]
-    _report(options, found)
-    return found
+    return options, bus, found
 
 
-def _report(options: argparse.Namespace, found: "list[ImageNamespace]") -> None:
+def _report(options: argparse.Namespace, verb: str, found: "list[ImageNamespace]") -> int:
     if options.json:
         print_json([namespace_json(each) for each in found])
-
-
-def _count(verb: str, count: int) -> int:
+    count = len(found)
     print(f"{verb} {count} namespace{'' if count == 1 else 's'}", file=sys.stderr)
     return 0
 
 
 def run_enable(arguments: Sequence[str]) -> int:
     """Says whether a kernel would enable them."""
-    found = _asked("enable", "Check that a kernel would enable a namespace.", arguments)
+    what = "Check that a kernel would enable a namespace."
+    options, bus, found = _asked("enable", what, arguments)
+    for region in bus.regions:
+        if region.scan is not None and region.scan.blocked:
+            text = f"a kernel gives up on {region.dev}: {'; '.join(region.scan.damage)}"
+            raise Corrupt(text, op="enable", path=region.path)
     for each in found:
         if not each.claim.enabled:
             why = "; ".join(str(fault) for fault in each.claim.faults)
-            raise NotSupported(f"{each.dev} would stay disabled: {why}", path=each.region.path)
-        print(f"{each.dev}: a kernel enables it as {each.claim.mode}")
-    return _count("enabled", len(found))
+            text = f"{each.dev} would stay disabled: {why}"
+            raise NotSupported(text, op="enable", path=each.region.path)
+        if not options.json:
+            print(f"{each.dev}: a kernel enables it as {each.claim.mode}")
+    return _report(options, "enabled", found)
 
 
 def run_disable(arguments: Sequence[str]) -> int:
     """Says whether anybody has them open."""
-    found = _asked("disable", "Check that nobody has a namespace open.", arguments)
+    what = "Check that nobody has a namespace open."
+    options, _, found = _asked("disable", what, arguments)
     from pmemkit.media.provider import open_medium
 
     for each in found:
+        if each.region.span.ways > 1:
+            text = f"{each.dev} spans several dimms, whose locks are not asked for"
+            raise NotSupported(text, op="disable", path=each.region.path)
         start = each.region.dimms[0].spec.dpa + each.offset
         try:
             open_medium(each.region.path, part=(start, each.size)).close()
         except PmemError as busy:
             busy.message = f"{each.dev}: {busy.message}"
             raise
-    return _count("disabled", len(found))
+    return _report(options, "disabled", found)

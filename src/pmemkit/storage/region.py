@@ -52,7 +52,7 @@ def open_region(
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
     """
-    if create_size is not None:
+    if create_size is not None and split_namespace(os.fspath(path)) is None:
         size = parse_size(create_size) if isinstance(create_size, str) else create_size
         try:
             create_file(path, size)
