@@ -12,6 +12,7 @@ SHELL := bash
 PYTHON ?= python3
 SECONDS_EACH ?= 60
 SUITE ?= nbd
+ISSUE ?= 3
 ARGS ?=
 IMG ?=
 CMD ?= ndctl list -BDRNi
@@ -116,7 +117,7 @@ soak-tests: peers-test build planted ## every test with the counts that the issu
 	    'rust:300:$(CARGO_TEST) --release' \
 	    'python:1800:$(PY) -m pytest -q --timeout 1800 --ignore tests/kernel' \
 	    'kernel:900:$(PY) -m pytest -q tests/kernel' \
-	    2>&1 | tee docs/evidence/soak-tests.txt
+	    2>&1 | tee docs/evidence/issue-$(ISSUE)-soak-tests.txt
 
 # Side by side: nothing is measured here but whether something breaks.
 soak-fuzz: $(STAMP) ## 600 s of each fuzzer
@@ -129,7 +130,7 @@ soak-fuzz: $(STAMP) ## 600 s of each fuzzer
 	    'fuzzers of formats:1500:$(PY) fuzz/formats_fuzz.py --target labels --seconds 600 & \
 	        labels=$$!; $(PY) fuzz/formats_fuzz.py --target btt --seconds 600; wait $$labels; \
 	        $(PY) fuzz/formats_fuzz.py --target infoblock --seconds 600' \
-	    2>&1 | tee docs/evidence/soak-fuzz.txt
+	    2>&1 | tee docs/evidence/issue-$(ISSUE)-soak-fuzz.txt
 
 clean: ## everything that was built
 	rm -rf build target fuzz/target $(VENV) src/pmemkit/_native.abi3.so
