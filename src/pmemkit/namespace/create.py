@@ -137,7 +137,8 @@ def _choose_region(images: Images, name: str | None, wish: Wish) -> ImageRegion:
         needed = wish.size or 1
         if region.labelled and any(length >= needed for _, length in region.free()):
             return region
-        if not region.labelled and region.namespaces[0].claim.info is None:
+        blank = not region.labelled and region.namespaces[0].claim.info is None
+        if blank and wish.size in (None, region.size):
             return region
     return bus.regions[0]
 
