@@ -5,7 +5,9 @@ import os
 import pytest
 
 from pmemkit.bus import Bus, Namespace, Region, image_bus, kernel_bus, listing
-from pmemkit.errors import NotSupported, SystemFailure
+from pmemkit.bus.kernel import kernel_evidence
+from pmemkit.bus.nature import judge
+from pmemkit.errors import InvalidArgument, NotSupported, SystemFailure
 
 MIB = 1 << 20
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -246,3 +248,45 @@ def test_two_buses_keep_their_own(machine):
     assert [(each.dev, each.type) for each in second.regions] == [("region1", "volatile")]
     assert isinstance(second, Bus)
     assert second.provider == "e820"
+
+
+# --- nature of the machine's regions --------------------------------------------------------------
+
+
+def test_a_persistent_nfit_range_is_storage(machine):
+    verdict = judge(kernel_evidence("region0", machine.root))
+    assert (verdict.nature, verdict.because) == (
+        "storage",
+        "firmware (NFIT) says a persistent range",
+    )
+    assert "memory_controller" in {each.value for each in verdict.evidence}
+
+
+def test_a_volatile_range_is_memory(machine):
+    machine.add("ndbus0/region1", uevent="DEVTYPE=nd_volatile", size=MIB)
+    assert judge(kernel_evidence("region1", machine.root)).nature == "memory"
+
+
+def test_what_firmware_only_reserves_is_storage_because_nothing_is_known(machine):
+    machine.add("ndbus1", provider="e820")
+    machine.add("ndbus1/region2", uevent="DEVTYPE=nd_pmem", size=MIB)
+    verdict = judge(kernel_evidence("region2", machine.root))
+    assert verdict.nature == "storage"
+    assert "taken for storage" in verdict.because
+
+
+def test_hmat_is_shown_and_decides_nothing(machine):
+    machine.add("ndbus0/region3", uevent="DEVTYPE=nd_pmem", size=MIB, target_node=2)
+    access = machine.root / "devices/system/node/node2/access0/initiators"
+    access.mkdir(parents=True)
+    (access / "read_latency").write_text("250\n")
+    (access / "write_bandwidth").write_text("4000\n")
+    shown = [each for each in kernel_evidence("region3", machine.root) if "HMAT" in each.source]
+    assert [(each.value, each.says) for each in shown] == [
+        ("read_latency 250, write_bandwidth 4000", None)
+    ]
+
+
+def test_a_region_that_is_not_there(machine):
+    with pytest.raises(InvalidArgument, match="'region9' is no region"):
+        kernel_evidence("region9", machine.root)

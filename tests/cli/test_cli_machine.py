@@ -210,3 +210,28 @@ def test_qemu_takes_a_dimm_on_another_node_and_in_another_slot(tmp_path):
     machine.write_text(machine.read_text().replace("slot = 0", "slot = 3"))
     (dimm,) = plugged(done_well("qemu-args", machine, "--memory", "512M", "--json").json())
     assert (dimm["data"]["slot"], dimm["data"]["node"]) == (3, 1)
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+def test_explain_says_what_a_machine_file_declares(tmp_path):
+    path = tmp_path / "vm.toml"
+    done_well(
+        *("init-machine", path, tmp_path / "a.img", "--create", "--size", "16M"),
+        *("--nature", "memory"),
+    )
+    text = done_well("explain", path).stdout
+    assert text.startswith("region0: memory: machine file, nmem0 says nature memory\n")
+    assert 'would be otherwise with nature = "storage"' in text
+    (verdict,) = done_well("explain", path, "region0", "--json").json()
+    assert (verdict["dev"], verdict["nature"]) == ("region0", "memory")
+    complaint(call("explain", path, "region7"), 2, "region7", "region0")
+
+
+def test_explain_takes_what_is_not_known_for_storage(tmp_path):
+    image = tmp_path / "a.img"
+    done_well("create-image", image, "--size", "16M")
+    assert (
+        "nothing is known of it, so it is taken for storage" in done_well("explain", image).stdout
+    )

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from pmemkit.bus.model import Bus, Dimm, Map, Mapping, Mode, Namespace, Region
+from pmemkit.bus.nature import Evidence, Nature
+from pmemkit.errors import InvalidArgument
 
-__all__ = ["kernel_bus"]
+__all__ = ["kernel_bus", "kernel_evidence"]
 
 _MODES: dict[str, Mode] = {
     "raw": "raw",
@@ -166,3 +168,54 @@ def _map_of(mode: Mode, holder: _Node | None) -> Map | None:
     if holder is None:
         return "mem"
     return _MAPS.get(holder.text("mode") or "")
+
+
+# --- nature --------------------------------------------------------------------------------------
+
+_HMAT = ("read_latency", "write_latency", "read_bandwidth", "write_bandwidth")
+
+
+def kernel_evidence(region: str, sysfs: str | Path = "/sys") -> list[Evidence]:
+    """What sysfs says of the nature of a region: its type, its provider, its persistence domain,
+    whether CXL calls it ram or pmem, and what HMAT says of its node. Raises
+    :class:`InvalidArgument` where there is no such region."""
+    place = Path(sysfs) / "bus" / "nd" / "devices" / region
+    if not place.exists():
+        raise InvalidArgument(f"{region!r} is no region of this machine", op="explain")
+    node = _Node(region, place.resolve())
+    provider = _provider(node)
+    found = [Evidence(f"provider of {region}", provider or "unknown", None, "hint")]
+    if "DEVTYPE=nd_volatile" in (node.text("uevent") or ""):
+        found.append(Evidence("firmware (NFIT)", "a volatile range", "memory", "firmware"))
+    elif provider == "ACPI.NFIT":
+        found.append(Evidence("firmware (NFIT)", "a persistent range", "storage", "firmware"))
+    domain = node.text("persistence_domain")
+    if domain is not None:
+        found.append(Evidence(f"persistence domain of {region}", domain, None, "hint"))
+    for each in (node.place, *node.place.parents):
+        mode = (
+            _Node(each.name, each).text("mode") if re.fullmatch(r"region\d+", each.name) else None
+        )
+        if mode in ("ram", "pmem"):
+            nature: Nature = "memory" if mode == "ram" else "storage"
+            found.append(Evidence(f"CXL {each.name}", f"mode {mode}", nature, "firmware"))
+            break
+    return found + _access(node, Path(sysfs))
+
+
+def _provider(node: _Node) -> str | None:
+    for parent in node.place.parents:
+        if re.fullmatch(r"ndbus\d+", parent.name):
+            return _Node(parent.name, parent).text("provider")
+    return None
+
+
+def _access(node: _Node, sysfs: Path) -> list[Evidence]:
+    """Latency in ns and bandwidth in MB/s, as HMAT has them for the region's own node."""
+    target = node.node("target_node")
+    if target is None:
+        return []
+    access = sysfs / f"devices/system/node/node{target}/access0/initiators"
+    values = _Node(access.name, access)
+    told = [f"{name} {value}" for name in _HMAT if (value := values.text(name)) is not None]
+    return [Evidence(f"HMAT of node {target}", ", ".join(told), None, "hint")] if told else []

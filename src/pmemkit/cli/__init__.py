@@ -17,6 +17,7 @@ COMMANDS = {
     "qemu-args": ("print_qemu_args", "the QEMU options that attach these dimms"),
     "list": ("list_namespaces", "regions, namespaces and dimms, as JSON in ndctl's shape"),
     "info": ("show_info", "what a region is and what it promises"),
+    "explain": ("explain_region", "storage or memory by nature, and how that is known"),
     "create-namespace": ("create_namespace", "make a namespace on an image"),
     "destroy-namespace": ("destroy_namespace", "remove one"),
     "reconfigure": ("reconfigure_namespace", "turn one into another mode"),
