@@ -10,10 +10,10 @@ class MapScan:
     """A scan of the map of an arena: each block belongs to one sector or to one lane.
 
     ``blocks`` is internal_nlba; ``finished`` are ``(sector, block)`` of writes that are in the log
-    and not in the map. Memory is one bit a block.
+    and not in the map (none by default). Memory is one bit a block.
     """
 
-    def __new__(cls, blocks: int, finished: Sequence[tuple[int, int]] = ()) -> MapScan: ...
+    def __new__(cls, blocks: int, finished: Sequence[tuple[int, int]] = ...) -> MapScan: ...
     def feed(self, medium: Medium, offset: int, first: int, count: int) -> None:
         """Scans ``count`` entries at ``offset`` of the medium; the first is that of sector
         ``first``."""
