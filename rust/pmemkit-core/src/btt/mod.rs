@@ -1,10 +1,31 @@
 //! The block translation table, mode `sector`: what runs per sector.
 //!
-//! What this does not do yet: read and write sectors.
+//! ```text
+//! device    requests and buffers; arenas one behind the other
+//!   ▼
+//! engine    one arena: read, write, zero, recovery, validate; the crash argument
+//!   ▼
+//! log       lanes and their entries       tracking  which blocks are being read
+//! geometry  where things are              check     the map as a whole
+//! ```
 
 mod check;
+mod device;
+mod engine;
+#[cfg(any(test, feature = "planted-faults"))]
+mod fixture;
+mod geometry;
+mod log;
+mod plant;
+#[cfg(test)]
+mod tests;
+mod tracking;
 
 pub use check::{Finding, MapScan, Wrong};
+pub use device::Btt;
+pub use engine::{Arena, Options};
+pub use geometry::Geometry;
+pub use plant::Plant;
 
 /// The block number in a map entry.
 pub const MAP_MASK: u32 = 0x3fff_ffff;
@@ -14,3 +35,6 @@ pub const ERROR: u32 = 0x4000_0000;
 pub const ZERO: u32 = 0x8000_0000;
 /// Both set: a normal entry. None set: the sector lies in the block of its own number.
 pub const NORMAL: u32 = 0xc000_0000;
+
+/// Bytes of a lane's group in the log.
+const GROUP_SIZE: u64 = 64;

@@ -1,0 +1,67 @@
+//! Faults that tests plant into the engine, to show that the checker sees them. A normal build
+//! carries the names and never acts on them.
+
+/// One mistake an engine could make.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Plant {
+    /// None: the engine as it is.
+    #[default]
+    None,
+    /// Data are stored and not written back.
+    DataStaysInCache,
+    /// The log entry commits before what it speaks of is on media.
+    NoOrderBeforeCommit,
+    /// The map changes, and the write is acknowledged, before the commit is on media.
+    NoOrderAfterCommit,
+    /// The log entry is not written back.
+    LogStaysInCache,
+    /// The map entry is not written back.
+    MapStaysInCache,
+    /// The map changes before the log says so.
+    MapBeforeLog,
+    /// The word with the sequence number is stored first.
+    SequenceFirst,
+    /// The entry goes over the newest one.
+    WrongPlace,
+    /// The sequence number does not move.
+    SequenceStuck,
+    /// A lane goes on with the block that it has just given away.
+    LaneKeepsItsBlock,
+    /// Map entries that another thread stored are taken for durable.
+    UnfencedForgotten,
+    /// A zeroed sector loses its block.
+    ZeroForgetsBlock,
+    /// The log does not say that the block it freed has bad media.
+    ErrorForgotten,
+    /// Recovery does nothing.
+    NoRecovery,
+    /// Recovery leaves one lane out.
+    RecoverySkipsLastLane,
+    /// Readers do not say what they read.
+    NoReadTracking,
+    /// A reader does not look at the map again.
+    NoSecondLook,
+}
+
+impl Plant {
+    /// Every fault.
+    pub const ALL: [Plant; 17] = [
+        Plant::DataStaysInCache,
+        Plant::NoOrderBeforeCommit,
+        Plant::NoOrderAfterCommit,
+        Plant::LogStaysInCache,
+        Plant::MapStaysInCache,
+        Plant::MapBeforeLog,
+        Plant::SequenceFirst,
+        Plant::WrongPlace,
+        Plant::SequenceStuck,
+        Plant::LaneKeepsItsBlock,
+        Plant::UnfencedForgotten,
+        Plant::ZeroForgetsBlock,
+        Plant::ErrorForgotten,
+        Plant::NoRecovery,
+        Plant::RecoverySkipsLastLane,
+        Plant::NoReadTracking,
+        Plant::NoSecondLook,
+    ];
+}

@@ -1,0 +1,215 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use super::engine::Options;
+use super::fixture::{fresh, geometry, open, ranged, read, recording, write};
+use super::{Btt, ERROR, NORMAL, ZERO};
+use crate::block::{Device, Op};
+use crate::error::Kind;
+use crate::media::{Granularity, Mapped, Medium, Store};
+
+const SIZES: [u32; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
+
+/// A small random number generator; the same seed, the same numbers.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[test]
+fn random_requests_do_what_an_array_does() {
+    for (seed, lbasize) in SIZES.into_iter().enumerate() {
+        let geometry = geometry(lbasize, 40, 5);
+        let medium = recording(&fresh(&geometry), Granularity::Cacheline);
+        let mut device = open(&medium, &geometry, Options::default()).unwrap();
+        let size = u64::from(geometry.sector_size());
+        let mut model = vec![0u8; (40 * size) as usize];
+        let mut dice = Dice(0x9e37_79b9_7f4a_7c15 + seed as u64);
+        for step in 0..400u64 {
+            let first = dice.roll(40);
+            let count = 1 + dice.roll(40 - first);
+            let range = (first * size) as usize..((first + count) * size) as usize;
+            match dice.roll(10) {
+                0..=4 => {
+                    let data: Vec<u8> =
+                        range.clone().map(|at| (at as u64 * 7 + step) as u8).collect();
+                    write(&device, first * size, &data).unwrap();
+                    model[range].copy_from_slice(&data);
+                }
+                5 => {
+                    ranged(&device, Op::Zero, first * size, count * size).unwrap();
+                    model[range].fill(0);
+                }
+                6 => device = open(&medium, &geometry, Options::default()).unwrap(),
+                _ => {
+                    let (skip, cut) = (dice.roll(size), dice.roll(size));
+                    let from = first * size + skip.min(count * size - 1);
+                    let len = ((first + count) * size - from).saturating_sub(cut).max(1);
+                    let found = read(&device, from, len).unwrap();
+                    assert!(found == model[from as usize..(from + len) as usize], "step {step}");
+                }
+            }
+        }
+        assert_eq!(device.validate().unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn zeroed_sectors_are_holes_where_the_map_says_so() {
+    let geometry = geometry(4096, 40, 3);
+    let medium = recording(&fresh(&geometry), Granularity::Cacheline);
+    let device = open(&medium, &geometry, Options::default()).unwrap();
+    write(&device, 0, &[7; 40 * 4096]).unwrap();
+    ranged(&device, Op::Zero, 4096, 20 * 4096).unwrap();
+    let lens: Vec<_> =
+        device.extents(0, 40 * 4096).unwrap().iter().map(|e| (e.len, e.hole)).collect();
+    assert_eq!(lens, [(4096, false), (20 * 4096, true), (19 * 4096, false)]);
+    let word = medium.load_u64(geometry.word_at(2)).unwrap();
+    assert_eq!(word as u32 & NORMAL, ZERO);
+    assert_eq!(
+        read(&device, 0, 3 * 4096).unwrap()[4000..4200],
+        [[7u8; 96].as_slice(), &[0; 104]].concat()
+    );
+}
+
+#[test]
+fn a_sector_in_error_fails_until_it_is_written() {
+    for lbasize in [512, 4096] {
+        let geometry = geometry(lbasize, 8, 2);
+        let mut image = fresh(&geometry);
+        let at = geometry.word_at(3) as usize + 4;
+        image[at..at + 4].copy_from_slice(&(ERROR | 3).to_le_bytes());
+        let medium = recording(&image, Granularity::Cacheline);
+        let device = open(&medium, &geometry, Options::default()).unwrap();
+        let size = u64::from(geometry.sector_size());
+        assert_eq!(read(&device, 3 * size, 1).unwrap_err().kind, Kind::Media);
+        read(&device, 2 * size, size).unwrap();
+        if lbasize == 512 {
+            write(&device, 3 * size, &vec![1; size as usize]).unwrap();
+        } else {
+            ranged(&device, Op::Zero, 2 * size, 3 * size).unwrap();
+        }
+        read(&device, 3 * size, size).unwrap();
+        for _ in 0..4 {
+            write(&device, 0, &vec![2; size as usize]).unwrap();
+        }
+        assert_eq!(device.validate().unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn an_arena_in_error_and_a_read_only_one_are_not_written() {
+    let geometry = geometry(512, 8, 2);
+    let medium = recording(&fresh(&geometry), Granularity::Cacheline);
+    let before = medium.event_count();
+    let flagged = super::Geometry { in_error: true, ..geometry };
+    let device = open(&medium, &flagged, Options::default()).unwrap();
+    let refused = write(&device, 0, &[1; 512]).unwrap_err();
+    assert!(refused.detail.contains("error flag"), "{refused}");
+    let options = Options { read_only: true, ..Options::default() };
+    let device = open(&medium, &geometry, options).unwrap();
+    assert_eq!(write(&device, 0, &[1; 512]).unwrap_err().kind, Kind::ReadOnly);
+    let stored = medium.log()[before..].iter().any(|each| each.event.name() == "store");
+    assert!(!stored, "something was stored");
+}
+
+#[test]
+fn damage_is_refused_with_what_is_wrong() {
+    let geometry = geometry(512, 8, 3);
+    let good = fresh(&geometry);
+    let group = |lane: u32| geometry.group_at(lane) as usize;
+    let cases: [(usize, u32, &str); 5] = [
+        (group(1), 8, "lba is 8"),
+        (group(1) + 4, 11, "old_map is 11"),
+        (group(1) + 12, 2, "sequence numbers 2 and 0"),
+        (group(1) + 48, 1, "entries are in use"),
+        (group(1) + 4, 8, "free block of two lanes"),
+    ];
+    for (at, value, text) in cases {
+        let mut image = good.clone();
+        image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        let medium = recording(&image, Granularity::Cacheline);
+        let refused = open(&medium, &geometry, Options::default()).err().expect(text);
+        assert_eq!(refused.kind, Kind::Corrupt);
+        assert!(refused.detail.contains(text), "{refused}");
+    }
+    let mut image = good;
+    let at = geometry.word_at(0) as usize;
+    image[at..at + 4].copy_from_slice(&(NORMAL | 11).to_le_bytes());
+    let medium = recording(&image, Granularity::Cacheline);
+    let device = open(&medium, &geometry, Options::default()).unwrap();
+    assert_eq!(read(&device, 0, 1).unwrap_err().kind, Kind::Corrupt);
+    assert_eq!(write(&device, 0, &[0; 512]).unwrap_err().kind, Kind::Corrupt);
+    assert_eq!(device.validate().unwrap(), ["arena 0: sector 0: there is no block 11"]);
+}
+
+/// Eight threads on few sectors: whoever reads finds one write, whole, and never an older one than
+/// it found before.
+#[test]
+fn readers_find_whole_sectors_and_never_go_back() {
+    let seconds = std::env::var("PMEMKIT_BTT_SECONDS").ok().and_then(|text| text.parse().ok());
+    let until =
+        std::time::Instant::now() + std::time::Duration::from_secs_f64(seconds.unwrap_or(1.0));
+    let geometry = geometry(4096, 12, 6);
+    let image = fresh(&geometry);
+    let medium = Arc::new(Mapped::anonymous(image.len() as u64, false).unwrap());
+    // SAFETY: the image has these bytes.
+    unsafe { medium.store(0, image.as_ptr(), image.len() as u64, Store::Auto).unwrap() };
+    let device = Btt::open(medium, &[geometry], Options::default()).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..4u64 {
+            let (device, stop) = (&device, &stop);
+            scope.spawn(move || {
+                for round in 1u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    // Each writer has sectors of its own, so that rounds grow in each.
+                    let sector = writer * 3 + round % 3;
+                    let words: Vec<u64> =
+                        (0..512).map(|place| round << 16 | sector << 8 | place % 251).collect();
+                    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+                    write(device, sector * 4096, &bytes).unwrap();
+                }
+            });
+        }
+        for reader in 0..4u64 {
+            let (device, stop) = (&device, &stop);
+            scope.spawn(move || {
+                let mut dice = Dice(reader + 77);
+                let mut newest = [0u64; 12];
+                while !stop.load(Ordering::Relaxed) {
+                    let sector = dice.roll(12);
+                    let bytes = read(device, sector * 4096, 4096).unwrap();
+                    let words: Vec<_> = bytes
+                        .chunks(8)
+                        .map(|w| u64::from_le_bytes(w.try_into().unwrap()))
+                        .collect();
+                    let round = words[0] >> 16;
+                    if round == 0 {
+                        assert!(words.iter().all(|word| *word == 0), "torn: {:?}", &words[..8]);
+                    } else {
+                        let whole = words.iter().enumerate().all(|(place, word)| {
+                            *word == round << 16 | sector << 8 | (place as u64 % 251)
+                        });
+                        assert!(whole, "torn sector {sector} at round {round}");
+                    }
+                    assert!(round >= newest[sector as usize], "sector {sector} went back");
+                    newest[sector as usize] = round;
+                }
+            });
+        }
+        while std::time::Instant::now() < until && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(device.validate().unwrap(), Vec::<String>::new());
+}
