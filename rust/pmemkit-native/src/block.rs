@@ -62,7 +62,8 @@ fn run<T: Send>(
 /// A stack of layers.
 #[pyclass(frozen, module = "pmemkit._native.block")]
 pub struct Device {
-    stack: core::Stack,
+    /// The core's stack.
+    pub stack: core::Stack,
 }
 
 impl Device {

@@ -1,10 +1,12 @@
 //! Glue for `pmemkit_core::btt`. Documentation: `_native/btt.pyi`.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
+use pmemkit_core::block::Stack;
 use pmemkit_core::btt as core;
 use pyo3::prelude::*;
 
+use crate::block::Device;
 use crate::buffer::Bytes;
 use crate::error::to_py;
 use crate::media::Medium;
@@ -77,9 +79,63 @@ impl MapScan {
     }
 }
 
+/// `start`, `external_lbasize`, `external_nlba`, `internal_lbasize`, `internal_nlba`, `nfree`,
+/// `dataoff`, `mapoff`, `logoff`, and whether the arena is in error.
+type Numbers = (u64, u32, u32, u32, u32, u32, u64, u64, u64, bool);
+
+fn geometry(numbers: Numbers) -> core::Geometry {
+    let (start, external_lbasize, external_nlba, internal_lbasize, internal_nlba, ..) = numbers;
+    let (.., nfree, dataoff, mapoff, logoff, in_error) = numbers;
+    core::Geometry {
+        start,
+        external_lbasize,
+        external_nlba,
+        internal_lbasize,
+        internal_nlba,
+        nfree,
+        dataoff,
+        mapoff,
+        logoff,
+        in_error,
+    }
+}
+
+/// The arenas of a namespace.
+#[pyclass(frozen, module = "pmemkit._native.btt")]
+pub struct Engine {
+    inner: Arc<core::Btt>,
+}
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (medium, arenas, *, read_only = false, strict = false))]
+    fn new(
+        py: Python<'_>,
+        medium: &Bound<'_, Medium>,
+        arenas: Vec<Numbers>,
+        read_only: bool,
+        strict: bool,
+    ) -> PyResult<Self> {
+        let medium = medium.get().inner.clone();
+        let geometries: Vec<_> = arenas.into_iter().map(geometry).collect();
+        let options = core::Options { read_only, strict, ..core::Options::default() };
+        let opened = py.detach(|| core::Btt::open(medium, &geometries, options));
+        Ok(Engine { inner: Arc::new(opened.map_err(to_py)?) })
+    }
+
+    fn device(&self) -> Device {
+        Device { stack: Stack::new(self.inner.clone()) }
+    }
+
+    fn validate(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        py.detach(|| self.inner.validate()).map_err(to_py)
+    }
+}
+
 /// The submodule.
 #[pymodule]
 pub mod btt {
     #[pymodule_export]
-    use super::MapScan;
+    use super::{Engine, MapScan};
 }

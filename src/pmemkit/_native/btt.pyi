@@ -3,7 +3,34 @@
 from collections.abc import Sequence
 from typing import final
 
+from .block import Device
 from .media import Medium
+
+@final
+class Engine:
+    """The arenas of a namespace of mode ``sector``: opening it does what recovery has to do.
+
+    Each arena is ``(start, external_lbasize, external_nlba, internal_lbasize, internal_nlba, nfree,
+    dataoff, mapoff, logoff, in_error)``: the info block's numbers, offsets in bytes from ``start``,
+    which counts from the medium. A sector is old or new after a power failure. A write is durable
+    when it returns; on media of granularity ``page`` only with ``strict``, which pays for a sync at
+    each ordering point. Raises ``Corrupt`` for a log that cannot be trusted.
+    """
+
+    def __new__(
+        cls,
+        medium: Medium,
+        arenas: Sequence[tuple[int, int, int, int, int, int, int, int, int, bool]],
+        *,
+        read_only: bool = False,
+        strict: bool = False,
+    ) -> Engine: ...
+    def device(self) -> Device:
+        """The sectors as a block device."""
+
+    def validate(self) -> list[str]:
+        """Walks every arena: each block must belong to one sector or one lane. What is wrong, in
+        sentences. Writes wait meanwhile."""
 
 @final
 class MapScan:

@@ -18,7 +18,8 @@
 //! A batch takes several lanes and does each step for all of its sectors before the next one, so
 //! that it pays for two orderings and not for two a sector.
 //!
-//! Invariants, and why a crash at any point leaves old or new:
+//! Invariants:
+//! A crash at any point leaves each sector old or new, because
 //! 1. A block belongs to one sector or to one lane. Before W6 is on media the map and the newest
 //!    log entry are as before: the sector is old, and nothing points to the free block.
 //! 2. W6 is 8 bytes that cannot be torn, and everything it speaks of (W2, W4) is on media before.
@@ -34,7 +35,7 @@
 //!    block stay as they are.
 //! 7. An entry with error or zero state names a block that belongs to its sector all the same.
 //!
-//! Lock order: lanes (only ever tried, but for the first one), then map locks in ascending order.
+//! Lock order: lanes, which are only tried and never waited for, then map locks in ascending order.
 //!
 //! What this does not do: know about requests and buffers ([`super::device`]), repair.
 
@@ -45,9 +46,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use smallvec::SmallVec;
 
 use super::geometry::Geometry;
-use super::log::{entry_at, next_seq, read_log, Entry};
+use super::log::{entry_at, next_seq, Entry};
 use super::tracking::Readers;
-use super::{MapScan, Plant, Wrong, ERROR, MAP_MASK, NORMAL, ZERO};
+use super::{Plant, ERROR, MAP_MASK, NORMAL, ZERO};
 use crate::error::{Error, Kind, Result};
 use crate::media::{Granularity, Medium, Store};
 
@@ -57,7 +58,7 @@ pub const BATCH_MOST: usize = 16;
 /// Entries in a cache line of the map: they share a lock.
 const ENTRIES_IN_A_LINE: u32 = 16;
 const LINE_SIZE: u64 = 64;
-const LOCKS: usize = 256;
+pub(super) const LOCKS: usize = 256;
 
 /// How an arena is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -73,28 +74,28 @@ pub struct Options {
 /// A line of the map that was stored to, and written back, by a thread that may not have fenced
 /// since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Unfenced {
+pub(super) struct Unfenced {
     at: u64,
     thread: usize,
 }
 
 #[derive(Debug)]
-struct Lane {
-    number: u32,
-    free: u32,
+pub(super) struct Lane {
+    pub number: u32,
+    pub free: u32,
     /// The free block has bad media: it is zeroed before it is used.
-    bad: bool,
-    next_place: u32,
+    pub bad: bool,
+    pub next_place: u32,
     /// The place of the newest entry.
-    other_place: u32,
-    next_seq: u32,
-    unfenced: Option<Unfenced>,
-    dead: bool,
+    pub other_place: u32,
+    pub next_seq: u32,
+    pub unfenced: Option<Unfenced>,
+    pub dead: bool,
 }
 
 /// A lane in a line of its own, so that threads on neighbouring lanes do not share one.
 #[repr(align(128))]
-struct Padded<T>(T);
+pub(super) struct Padded<T>(pub T);
 
 type Lanes<'a> = SmallVec<[MutexGuard<'a, Lane>; BATCH_MOST]>;
 /// The lines of the map that a batch needs, locked.
@@ -107,14 +108,14 @@ struct Line<'a> {
 
 /// One arena. Offsets of sectors count from its start.
 pub struct Arena {
-    geometry: Geometry,
-    options: Options,
-    granularity: Granularity,
-    lanes: Box<[Padded<Mutex<Lane>>]>,
-    map_locks: Box<[Mutex<Option<Unfenced>>]>,
-    readers: Readers,
+    pub(super) geometry: Geometry,
+    pub(super) options: Options,
+    pub(super) granularity: Granularity,
+    pub(super) lanes: Box<[Padded<Mutex<Lane>>]>,
+    pub(super) map_locks: Box<[Mutex<Option<Unfenced>>]>,
+    pub(super) readers: Readers,
     /// Opened read-only: sectors whose last write is in the log only, and their blocks. Sorted.
-    finished: Vec<(u32, u32)>,
+    pub(super) finished: Vec<(u32, u32)>,
 }
 
 /// A number for the calling thread, from 0 on.
@@ -126,7 +127,7 @@ fn thread_number() -> usize {
     NUMBER.with(Cell::get)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whoever panicked in between has left values that are whole: they change in one assignment.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -142,90 +143,8 @@ fn with_entry(word: u64, lba: u32, entry: u32) -> u64 {
 }
 
 impl Arena {
-    /// Reads the log and does what recovery has to do. Writes are possible as soon as this returns:
-    /// the map is not read but where the log points.
-    pub fn open(medium: &dyn Medium, geometry: Geometry, options: Options) -> Result<Arena> {
-        geometry.check(medium.len())?;
-        let newest = read_log(medium, &geometry)?;
-        let lanes = newest.iter().enumerate().map(|(number, newest)| {
-            Padded(Mutex::new(Lane {
-                number: number as u32,
-                free: newest.entry.old_map & MAP_MASK,
-                bad: newest.entry.left_error(),
-                next_place: newest.next_place,
-                other_place: newest.place,
-                next_seq: next_seq(newest.entry.seq),
-                unfenced: None,
-                dead: false,
-            }))
-        });
-        let mut arena = Arena {
-            geometry,
-            options,
-            granularity: medium.granularity(),
-            lanes: lanes.collect(),
-            map_locks: (0..LOCKS).map(|_| Mutex::new(None)).collect(),
-            readers: Readers::new(geometry.internal_nlba),
-            finished: Vec::new(),
-        };
-        arena.check_free_blocks()?;
-        let entries = newest.into_iter().map(|newest| newest.entry);
-        arena.recover(medium, entries)?;
-        Ok(arena)
-    }
-
-    /// Two lanes with one block would give it to two sectors.
-    fn check_free_blocks(&self) -> Result<()> {
-        let mut blocks: Vec<_> = self.lanes.iter().map(|lane| lock(&lane.0).free).collect();
-        blocks.sort_unstable();
-        match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
-            None => Ok(()),
-            Some(pair) => {
-                let text = format!("block {} is the free block of two lanes", pair[0]);
-                Err(Error::new(Kind::Corrupt, "open", text).at(self.geometry.start))
-            }
-        }
-    }
-
-    /// Brings the map up to what the log says. A log may be ahead by more than one write of a
-    /// sector where a host wrote pages back in any order, so moves are followed until nothing fits.
-    fn recover(&mut self, medium: &dyn Medium, entries: impl Iterator<Item = Entry>) -> Result<()> {
-        let mut moves: Vec<_> =
-            entries.filter(|each| (each.old_map ^ each.new_map) & MAP_MASK != 0).collect();
-        if self.planted(Plant::RecoverySkipsLastLane) {
-            moves.pop();
-        }
-        let mut again = !self.planted(Plant::NoRecovery);
-        while again {
-            again = false;
-            for each in &moves {
-                let (entry, block) = (self.entry(medium, each.lba)?, each.new_map & MAP_MASK);
-                if self.block_of(entry, each.lba) == each.old_map & MAP_MASK {
-                    self.roll_forward(medium, each.lba, block)?;
-                    again = true;
-                }
-            }
-        }
-        if !self.options.read_only {
-            self.order(medium)?;
-        }
-        Ok(())
-    }
-
-    fn roll_forward(&mut self, medium: &dyn Medium, lba: u32, block: u32) -> Result<()> {
-        if self.options.read_only {
-            match self.finished.binary_search_by_key(&lba, |each| each.0) {
-                Ok(place) => self.finished[place].1 = block,
-                Err(place) => self.finished.insert(place, (lba, block)),
-            }
-            return Ok(());
-        }
-        self.store_entry(medium, lba, NORMAL | block)?;
-        Ok(())
-    }
-
     /// The map entry of a sector, as recovery left it.
-    fn entry(&self, medium: &dyn Medium, lba: u32) -> Result<u32> {
+    pub(super) fn entry(&self, medium: &dyn Medium, lba: u32) -> Result<u32> {
         if !self.finished.is_empty() {
             if let Ok(place) = self.finished.binary_search_by_key(&lba, |each| each.0) {
                 return Ok(NORMAL | self.finished[place].1);
@@ -235,7 +154,7 @@ impl Arena {
     }
 
     /// The block that an entry names.
-    fn block_of(&self, entry: u32, lba: u32) -> u32 {
+    pub(super) fn block_of(&self, entry: u32, lba: u32) -> u32 {
         if entry & NORMAL == 0 {
             lba
         } else {
@@ -255,7 +174,7 @@ impl Arena {
     }
 
     /// Stores one entry; the caller holds the lock of its line. Written back, not ordered.
-    fn store_entry(&self, medium: &dyn Medium, lba: u32, entry: u32) -> Result<()> {
+    pub(super) fn store_entry(&self, medium: &dyn Medium, lba: u32, entry: u32) -> Result<()> {
         let at = self.geometry.word_at(lba);
         medium.store_u64(at, with_entry(medium.load_u64(at)?, lba, entry))?;
         medium.flush(at, 8)
@@ -264,7 +183,7 @@ impl Arena {
     /// Everything this thread stored and wrote back is on media before what it stores next. On
     /// media of granularity `page` that holds only against the death of this process, unless the
     /// arena was opened `strict`.
-    fn order(&self, medium: &dyn Medium) -> Result<()> {
+    pub(super) fn order(&self, medium: &dyn Medium) -> Result<()> {
         if self.options.strict && self.granularity == Granularity::Page {
             return medium.sync();
         }
@@ -273,7 +192,7 @@ impl Arena {
     }
 
     /// True in a test that planted this fault.
-    fn planted(&self, plant: Plant) -> bool {
+    pub(super) fn planted(&self, plant: Plant) -> bool {
         cfg!(any(test, feature = "planted-faults")) && self.options.plant == plant
     }
 
@@ -633,36 +552,6 @@ impl Arena {
         medium.flush(line, LINE_SIZE.min(medium.len() - line))?;
         lines.iter_mut().for_each(Line::stored);
         Ok(in_error)
-    }
-
-    // --- checking --------------------------------------------------------------------------------
-
-    /// Walks the whole arena: each block must belong to exactly one sector or lane. Waits for
-    /// writes under way; writes that begin meanwhile wait. Gives what is wrong, in sentences.
-    pub fn validate(&self, medium: &dyn Medium) -> Result<Vec<String>> {
-        let lanes: Vec<_> = self.lanes.iter().map(|lane| lock(&lane.0)).collect();
-        let finished = self.finished.iter().map(|(lba, block)| (u64::from(*lba), *block));
-        let mut scan = MapScan::new(self.geometry.internal_nlba, finished.collect())?;
-        let count = u64::from(self.geometry.external_nlba);
-        scan.feed(medium, self.geometry.start + self.geometry.mapoff, 0, count)?;
-        let mut wrong: Vec<_> = scan
-            .findings()
-            .iter()
-            .map(|found| match found.wrong {
-                Wrong::Duplicate => {
-                    format!("sector {}: block {} has another sector", found.lba, found.block)
-                }
-                Wrong::OutOfRange => {
-                    format!("sector {}: there is no block {}", found.lba, found.block)
-                }
-            })
-            .collect();
-        for lane in lanes {
-            if !scan.claim(lane.free) {
-                wrong.push(format!("lane {}: block {} is not free", lane.number, lane.free));
-            }
-        }
-        Ok(wrong)
     }
 }
 

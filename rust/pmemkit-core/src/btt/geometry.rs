@@ -1,5 +1,14 @@
 //! Where things are in one arena. The numbers come from an info block that Python read and judged;
-//! they are checked here once more, so that no later sum can leave the medium.
+//! they are checked here once more.
+//!
+//! Invariants:
+//! Of a geometry that was checked:
+//! 1. Data, map and log follow each other without overlap and end inside the medium, so that no
+//!    later sum overflows or leaves it.
+//! 2. Every area begins at a multiple of a cache line: a lane's group is one line, and entries that
+//!    share a line of the map share its lock.
+//!
+//! What this does not do: read anything.
 
 use crate::error::{Error, Kind, Result};
 

@@ -2,6 +2,13 @@
 //!
 //! An entry is two aligned words: `lba | old_map << 32` and `new_map | seq << 32`. The second one
 //! commits: whoever is power-failed in between has written nothing.
+//!
+//! Invariants:
+//! 1. What is read is believed only where the kernel would believe it, and where every number in it
+//!    names a sector or block that exists; otherwise it is `Corrupt`.
+//! 2. The two places in use are 0 and 1, or 0 and 2 in layouts older than Linux 4.15.
+//!
+//! What this does not do: write, or look at the map.
 
 use crate::error::{Error, Kind, Result};
 use crate::media::Medium;

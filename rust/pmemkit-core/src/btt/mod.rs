@@ -5,6 +5,7 @@
 //!   ▼
 //! engine    one arena: read, write, zero, recovery, validate; the crash argument
 //!   ▼
+//! recovery  opening and checking it
 //! log       lanes and their entries       tracking  which blocks are being read
 //! geometry  where things are              check     the map as a whole
 //! ```
@@ -17,6 +18,7 @@ mod fixture;
 mod geometry;
 mod log;
 mod plant;
+mod recovery;
 #[cfg(test)]
 mod tests;
 mod tracking;

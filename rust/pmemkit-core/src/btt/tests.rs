@@ -1,3 +1,5 @@
+//! The engine against an array, against damage, and against many threads.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -173,8 +175,9 @@ fn readers_find_whole_sectors_and_never_go_back() {
                     }
                     // Each writer has sectors of its own, so that rounds grow in each.
                     let sector = writer * 3 + round % 3;
-                    let words: Vec<u64> =
-                        (0..512).map(|place| round << 16 | sector << 8 | place % 251).collect();
+                    let words: Vec<u64> = (0..512)
+                        .map(|place| (round << 16) | (sector << 8) | (place % 251))
+                        .collect();
                     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
                     write(device, sector * 4096, &bytes).unwrap();
                 }
@@ -197,7 +200,7 @@ fn readers_find_whole_sectors_and_never_go_back() {
                         assert!(words.iter().all(|word| *word == 0), "torn: {:?}", &words[..8]);
                     } else {
                         let whole = words.iter().enumerate().all(|(place, word)| {
-                            *word == round << 16 | sector << 8 | (place as u64 % 251)
+                            *word == (round << 16) | (sector << 8) | (place as u64 % 251)
                         });
                         assert!(whole, "torn sector {sector} at round {round}");
                     }
