@@ -1,4 +1,4 @@
-"""A namespace of mode sector as a device: read-only, through the slow reader."""
+"""A namespace of mode sector as a device, compared with the slow reader; and readers in Python."""
 
 import errno
 import random
@@ -6,11 +6,12 @@ import random
 import pytest
 
 from pmemkit._native import block
-from pmemkit.bus import machine_of
+from pmemkit.bus import machine_of, observe
 from pmemkit.errors import MediaError, OutOfRange, PmemError, ReadOnly
 from pmemkit.namespace.create import Wish, create
 from pmemkit.namespace.images import open_images
 from pmemkit.namespace.label_verbs import init_labels
+from pmemkit.storage.btt_reader import BttReader
 from pmemkit.storage.region import open_region
 
 MIB = 1 << 20
@@ -29,16 +30,56 @@ def image(tmp_path):
     return path
 
 
-def test_it_is_opened_read_only_and_reads_zeroes(image):
-    with open_region(f"{image}:namespace0.1") as region:
+def test_opened_read_only_it_stores_nothing(image):
+    before = image.read_bytes()
+    with open_region(f"{image}:namespace0.1", read_only=True) as region:
         assert (region.mode, region.read_only) == ("sector", True)
         device = region.device()
-        assert device.size % 4096 == 0
         assert device.read(4090, 10000) == bytes(10000)
         with pytest.raises(ReadOnly):
             device.write(0, b"x")
+        assert region.validate() == []
+    assert image.read_bytes() == before
+
+
+def test_bytes_of_any_range_are_kept_and_the_slow_reader_agrees(image):
+    choose = random.Random(5)
+    with open_region(f"{image}:namespace0.1") as region:
+        device = region.device()
+        assert device.size % 4096 == 0
+        model = bytearray(1 << 17)
+        for _ in range(150):
+            offset = choose.randrange(len(model))
+            data = choose.randbytes(choose.randrange(len(model) - offset) % 20000 + 1)[
+                : len(model) - offset
+            ]
+            assert device.write(offset, data) == len(data)
+            model[offset : offset + len(data)] = data
+            offset, length = choose.randrange(len(model) - 5000), choose.randrange(5000)
+            assert device.read(offset, length) == model[offset : offset + length]
+            target = bytearray(length)
+            device.readinto(offset, target)
+            assert target == model[offset : offset + length]
         with pytest.raises(OutOfRange):
             device.read(device.size - 1, 2)
+        with pytest.raises(OutOfRange):
+            device.write(device.size - 1, b"xx")
+        assert region.validate() == []
+    here = observe(machine_of([image])).namespace("namespace0.1")
+    content = image.read_bytes()[here.offset :]
+    reader = BttReader(
+        lambda offset, length: content[offset : offset + length],
+        here.size,
+        version=here.claim.version,
+        parent_uuid=here.uuid,
+    )
+    assert reader.read(0, len(model)) == model
+    assert reader.size == device_size(image)
+
+
+def device_size(image):
+    with open_region(f"{image}:namespace0.1", read_only=True) as region:
+        return region.device().size
 
 
 def test_two_namespaces_of_an_image_are_open_for_writing_at_once(image):

@@ -8,6 +8,7 @@ import pytest
 from pmemkit._native import block, media
 from pmemkit.errors import InvalidArgument, MediaError
 from pmemkit.testing import DeviceSuite, Recording, ReferenceDevice, noop_stack, traced_stack
+from pmemkit.testing.sectors import SmallArena
 
 SIZE = (1 << 16) + 4096
 SOAK = os.environ.get("PMEMKIT_SOAK") == "1"
@@ -129,6 +130,66 @@ class TestRecordingOfPages(TestRecording):
 
 class TestRecordingOfBytes(TestRecording):
     granularity = "byte"
+
+
+class Sectors(Native):
+    """Mode sector: arenas with fewer lanes than Linux makes, so that they are soon used up."""
+
+    arena = SmallArena(sector_size=512, sectors=SIZE // 512, lanes=3)
+    strict = False
+
+    def make_medium(self):
+        medium = media.map_anonymous(self.arena.size)
+        return medium, None
+
+    def engine(self):
+        medium, _ = self.make_medium()
+        medium.write(0, self.arena.fresh())
+        return self.arena.open(medium, strict=self.strict)
+
+    def make_device(self):
+        return self.wrap(self.engine().device()).channel(), None
+
+    def make_read_only(self):
+        return self.wrap(self.engine().device()).channel(read_only=True)
+
+
+class TestSectors(Sectors):
+    pass
+
+
+class TestSectorsWithMetadata(Sectors):
+    arena = SmallArena(sector_size=528, sectors=SIZE // 512, lanes=2)
+
+
+class TestSectorsOfPages(Sectors):
+    arena = SmallArena(sector_size=4096, sectors=SIZE // 4096, lanes=5)
+
+
+class TestSectorsOfPagesWithMetadata(Sectors):
+    arena = SmallArena(sector_size=4224, sectors=SIZE // 4096, lanes=1)
+
+
+class TestSectorsOnARecording(Sectors):
+    granularity = "cacheline"
+
+    def make_medium(self):
+        recording = Recording(self.arena.size, granularity=self.granularity)
+        return recording.medium(), None
+
+
+class TestSectorsOnAFileInStrictOrder(Sectors):
+    strict = True
+
+    def make_medium(self):
+        file = self.resources.enter_context(tempfile.TemporaryFile())
+        file.truncate(self.arena.size)
+        return media.map_file(file.fileno(), self.arena.size, granularity="page"), None
+
+
+class TestSectorsUnderLayers(Sectors):
+    def wrap(self, below):
+        return traced_stack(block.bounce(below), 2).device
 
 
 class TestNoop(Native):

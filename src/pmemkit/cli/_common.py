@@ -54,6 +54,13 @@ def add_open_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         default="on",
         help="off: open an image that something else has open (two writers destroy it)",
     )
+    parser.add_argument(
+        "--ordering",
+        choices=("default", "strict"),
+        default="default",
+        help="strict: mode sector on a plain file pays for fdatasync at each ordering point: "
+        "sectors are old or new after a power failure of the host too",
+    )
 
 
 def print_json(value: Any) -> None:

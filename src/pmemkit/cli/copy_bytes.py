@@ -118,6 +118,7 @@ def _open_target(
             create_size=(source_size or 0) if missing else None,
             granularity=options.granularity,
             locking=options.locking,
+            ordering=options.ordering,
         )
     )
     if missing and source_size is None:

@@ -31,7 +31,7 @@ _EXAMPLES = """\
   pmem serve                            an image of your own, made at the first use
   pmem serve disk.img --unix /run/disk.sock
   pmem serve boot=boot.img data=/dev/pmem0 --tcp 127.0.0.1:10809
-  pmem serve disk.img:namespace0.0      one namespace; of mode sector it is read-only
+  pmem serve disk.img:namespace0.0      one namespace, as its mode has it
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
@@ -176,11 +176,10 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 create_size=create_size,
                 granularity=options.granularity,
                 locking=options.locking,
+                ordering=options.ordering,
             )
         )
-        read_only = options.read_only or region.mode == "sector"
-        if read_only and not options.read_only:
-            _say(f"{region.path} is of mode sector, which is served read-only")
+        read_only = options.read_only
         device = stack.enter_context(region.device(layers=layers, read_only=read_only))
         exports.append(Export(name, device, options.description, read_only))
     return exports

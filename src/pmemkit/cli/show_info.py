@@ -114,7 +114,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "volatile_because": opened.volatile_because,
             "persistence_domain": region.persistence_domain,
             "durability": _durability(region),
-            "atomicity": _atomicity(here),
+            "atomicity": _atomicity(here, region.granularity),
             "sharing": "private" if opened.file is None else "shared",
             "map_sync": opened.decision.map_sync,
             "page_size": leaf,
@@ -132,10 +132,16 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def _atomicity(here: "ImageNamespace | None") -> str:
+def _atomicity(here: "ImageNamespace | None", granularity: str) -> str:
     if here is None or here.claim.mode != "sector":
         return "8 aligned bytes; sectors may be torn by a power failure"
-    return f"sectors of {here.claim.sector_size} bytes are old or new, never torn; read-only here"
+    promise = f"sectors of {here.claim.sector_size} bytes are old or new"
+    if granularity != "page":
+        return f"{promise}, never torn"
+    return (
+        f"{promise} when the process dies; when the host does, only with --ordering=strict (a file "
+        "system writes pages back in any order)"
+    )
 
 
 def _page_map_bytes(here: "ImageNamespace") -> int:

@@ -7,3 +7,5 @@
 :mod:`pmemkit.policy.model` has the records, ``schema`` reads the file, ``plan`` plans, ``apply``
 carries out over the :class:`~pmemkit.policy.model.Actions` of one bus, ``journal`` remembers.
 """
+
+__all__: list[str] = []

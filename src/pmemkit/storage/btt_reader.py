@@ -25,7 +25,7 @@ from pmemkit.errors import Corrupt, MediaError, OutOfRange
 from pmemkit.formats import btt
 from pmemkit.formats.layout import require
 
-__all__ = ["Arena", "BttReader", "read_arenas"]
+__all__ = ["Arena", "BttReader", "read_arenas", "read_infos"]
 
 
 @dataclass(slots=True)
@@ -41,27 +41,37 @@ class Arena:
     """Sectors whose last write is in the log and not in the map: sector and its block."""
 
 
-def read_arenas(
+def read_infos(
     read: Reader, size: int, *, version: tuple[int, int] | None, parent_uuid: UUID
-) -> list[Arena]:
-    """Opens every arena of a namespace of ``size`` bytes. Raises :class:`Corrupt`."""
+) -> list[tuple[int, btt.BttInfo]]:
+    """Where each arena of a namespace begins, and its info block. Raises :class:`Corrupt`."""
     wanted: btt.Version = "1.1" if version == (1, 1) else "2.0"
     found = btt.probe(read, size=size, version=wanted, parent=parent_uuid)
     if found.verdict != "valid":
         require(list(found.faults))
         raise Corrupt(f"there is no BTT of version {wanted}", op="open")
-    arenas: list[Arena] = []
-    start, first_lba = btt.INITIAL_OFFSET[wanted], 0
+    infos, start = [], btt.INITIAL_OFFSET[wanted]
     while True:
         info = btt.BttInfo.unpack(read(start, btt.BttInfo.SIZE))
+        infos.append((start, info))
+        if not info.nextoff:
+            return infos
+        start += info.nextoff
+
+
+def read_arenas(
+    read: Reader, size: int, *, version: tuple[int, int] | None, parent_uuid: UUID
+) -> list[Arena]:
+    """Opens every arena of a namespace of ``size`` bytes. Raises :class:`Corrupt`."""
+    arenas: list[Arena] = []
+    first_lba = 0
+    for start, info in read_infos(read, size, version=version, parent_uuid=parent_uuid):
         lanes, pair = _read_log(read, start, info)
         arena = Arena(start, first_lba, info, lanes, pair)
         _recover(read, arena)
         arenas.append(arena)
-        if not info.nextoff:
-            return arenas
-        start += info.nextoff
         first_lba += info.external_nlba
+    return arenas
 
 
 def _read_log(

@@ -8,11 +8,15 @@ Invariants:
 3. After a failed write, discard, zero or flush the device is read-only until its region is reopened
    (:class:`Latched`); a failed read fails alone.
 4. After :meth:`BlockDevice.close` every method but ``close`` raises :class:`Closed`.
+5. Reads and writes may begin and end inside a sector. Such a sector is read, changed and written
+   whole, one after the other among the callers of one object; who writes the same sector through
+   another object or a server at that moment may lose.
 
-What this does not do: buffer, cache, split sectors atomically: mode ``raw`` promises 8 bytes.
+What this does not do: buffer, cache; mode ``raw`` promises 8 bytes, mode ``sector`` sectors.
 """
 
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +58,8 @@ class BlockDevice:
         self._device: Device | None = bottom
         self._channel: Channel | None = bottom.channel(read_only=read_only)
         self._size = self._channel.size
+        self._unit = self._channel.block_size_min
+        self._partial = threading.Lock()
         self._capabilities = self._channel.caps
 
     def __enter__(self) -> "BlockDevice":
@@ -106,6 +112,10 @@ class BlockDevice:
         """``length`` bytes from ``offset``."""
         channel = self._open("read")
         try:
+            if (offset | length) % self._unit and 0 <= offset <= offset + length <= self._size:
+                start = offset // self._unit * self._unit
+                whole = channel.read(start, self._up(offset + length) - start)
+                return whole[offset - start :][:length]
             return channel.read(offset, length)
         except PmemError as error:
             raise self._named(error) from None
@@ -114,6 +124,10 @@ class BlockDevice:
         """Fills a writable buffer from ``offset``; gives its length."""
         channel = self._open("read")
         try:
+            view = memoryview(buffer).cast("B")
+            if (offset | view.nbytes) % self._unit:
+                view[:] = self.read(offset, view.nbytes)
+                return view.nbytes
             return channel.readinto(offset, buffer)
         except PmemError as error:
             raise self._named(error) from None
@@ -122,9 +136,35 @@ class BlockDevice:
         """Writes all of ``data``; gives its length. With ``fua`` it is durable at return."""
         channel = self._open("write")
         try:
+            view = memoryview(data).cast("B")
+            end = offset + view.nbytes
+            if (offset | view.nbytes) % self._unit and 0 <= offset <= end <= self._size:
+                return self._write_partly(channel, offset, view, fua=fua)
             return channel.write(offset, data, fua=fua)
         except PmemError as error:
             raise self._named(error) from None
+
+    def _up(self, offset: int) -> int:
+        return -(-offset // self._unit) * self._unit
+
+    def _write_partly(self, channel: "Channel", offset: int, data: memoryview, *, fua: bool) -> int:
+        """A write that begins or ends inside a sector."""
+        end = offset + data.nbytes
+        inner, last = self._up(offset), end // self._unit * self._unit
+        with self._partial:
+            if offset < inner or inner > last:
+                start = inner - self._unit if offset < inner else inner
+                part = min(inner if offset < inner else inner + self._unit, end)
+                sector = bytearray(channel.read(start, self._unit))
+                sector[offset - start : part - start] = data[: part - offset]
+                channel.write(start, sector, fua=fua)
+            if last > inner:
+                channel.write(inner, data[inner - offset : last - offset], fua=fua)
+            if last >= inner and end > last:
+                sector = bytearray(channel.read(last, self._unit))
+                sector[: end - last] = data[last - offset :]
+                channel.write(last, sector, fua=fua)
+        return data.nbytes
 
     def flush(self) -> None:
         """Makes every write that returned before this call durable."""

@@ -23,10 +23,12 @@ from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
+from pmemkit.storage.sector import ORDERINGS, Ordering, open_sectors
 from pmemkit.units import parse_size
 
 if TYPE_CHECKING:
     from pmemkit._native.block import Device
+    from pmemkit._native.btt import Engine
     from pmemkit._native.media import Medium
 
 __all__ = ["Region", "create_file", "open_region"]
@@ -40,6 +42,7 @@ def open_region(
     granularity: str | None = None,
     required_granularity: str | None = None,
     locking: Locking = "on",
+    ordering: Ordering = "default",
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
     ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
@@ -48,6 +51,9 @@ def open_region(
     With ``create_size`` a file that does not exist is made, sparse; one that exists stays as it is.
     ``granularity`` overrides what the platform says a store needs to be durable (``byte``,
     ``cacheline``, ``page``); ``required_granularity`` refuses a coarser one.
+
+    ``ordering="strict"`` makes mode sector keep its promise on media of granularity ``page`` too,
+    at a price; see :data:`pmemkit.storage.sector.ORDERINGS`.
 
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
@@ -60,17 +66,19 @@ def open_region(
             pass
         except OSError as cause:
             raise failure_of(cause, "create", os.fspath(path)) from cause
+    if ordering not in ORDERINGS:
+        choices = ", ".join(ORDERINGS)
+        raise InvalidArgument(f"ordering {ordering!r} is none of {choices}", path=os.fspath(path))
     place = _place_of(os.fspath(path))
-    sector = place is not None and place.mode == "sector"
     opened = open_medium(
         path if place is None else place.path,
         granularity=granularity,
         required_granularity=required_granularity,
-        read_only=read_only or sector,
+        read_only=read_only,
         locking=locking,
         part=None if place is None else (place.offset, place.length),
     )
-    return Region(opened, place)
+    return Region(opened, place, ordering)
 
 
 def _place_of(path: str) -> Place | None:
@@ -106,11 +114,15 @@ def create_file(path: str | os.PathLike[str], size: int) -> None:
 class Region:
     """A range of bytes that a device, a file or memory lends. Made by :func:`pmemkit.open`."""
 
-    def __init__(self, opened: OpenedMedium, place: Place | None = None) -> None:
+    def __init__(
+        self, opened: OpenedMedium, place: Place | None = None, ordering: Ordering = "default"
+    ) -> None:
         self._opened: OpenedMedium | None = opened
         self._place = place
         self._path = opened.path if place is None else f"{opened.path}:{place.namespace.dev}"
+        self._ordering: Ordering = ordering
         self._bottom: Device | None = None
+        self._sectors: Engine | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
     def __enter__(self) -> "Region":
@@ -219,14 +231,31 @@ class Region:
 
         if self._place is None or self._place.mode != "sector":
             return block.raw(opened.medium, read_only=opened.read_only)
-        from pmemkit.storage.btt_reader import BttReader
+        return self._engine(opened, self._place).device()
 
-        here = self._place.namespace
-        medium = opened.medium
-        reader = BttReader(
-            medium.read, len(medium), version=here.claim.version, parent_uuid=here.uuid
-        )
-        return block.python_reader(reader.size, reader.sector_size, reader.read)
+    def _engine(self, opened: OpenedMedium, place: Place) -> "Engine":
+        """The engine of mode sector; its lanes live in it, so there is one."""
+        if self._sectors is None:
+            try:
+                self._sectors = open_sectors(
+                    opened.medium,
+                    version=place.namespace.claim.version,
+                    parent_uuid=place.namespace.uuid,
+                    read_only=opened.read_only,
+                    ordering=self._ordering,
+                )
+            except PmemError as error:
+                error.path = error.path or self._path
+                raise
+        return self._sectors
+
+    def validate(self) -> list[str]:
+        """Walks all the metadata of a namespace of mode sector; what is wrong, in sentences. Writes
+        wait meanwhile. Of other modes there is nothing to walk."""
+        opened = self._open("validate")
+        if self._place is None or self._place.mode != "sector":
+            return []
+        return self._engine(opened, self._place).validate()
 
     def close(self) -> None:
         """Closes the devices and lets the backing and its lock go. May be called again."""
@@ -234,7 +263,7 @@ class Region:
             return
         for device in list(self._devices):
             device.close()
-        self._bottom = None
+        self._bottom = self._sectors = None
         self._opened.close()
         self._opened = None
 
