@@ -7,12 +7,16 @@
 //!
 //! What this does not do: take turns between the two sides, judge the result, run inside CI.
 
+mod sectors;
+
 use std::ffi::{c_void, CStr, CString};
 use std::time::Instant;
 
 use crate::error::{Error, Kind, Result};
 use crate::media::{Granularity, Mapped, Medium, Store};
 use crate::sg::Segment;
+
+pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};
 
 /// Batches of a measurement; the median of their times is the result.
 const BATCHES: u64 = 31;

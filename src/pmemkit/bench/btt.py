@@ -1,0 +1,138 @@
+"""Suite ``btt``: sectors that are old or new, against libpmemblk and against the floor.
+
+Random sectors in a populated pool, written and read by one thread and by two, in the one loop of
+the core. Both engines flush cache lines of a file in shared memory (``PMEM_IS_PMEM_FORCE=1`` for
+libpmemblk, ``granularity="cacheline"`` for ours). The floor of a write is a copy around the cache
+and three times store, write-back, fence; that of a read a copy of a random block.
+
+What this does not do: NBD; suite ``nbd`` has sector mode among its cases.
+"""
+
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from pmemkit import _native
+from pmemkit.bench._runner import (
+    Options,
+    Report,
+    alternate,
+    parse_options,
+    refuse_debug_build,
+)
+from pmemkit.errors import PmemError
+from pmemkit.formats import btt
+from pmemkit.formats.layout import Clear
+
+if TYPE_CHECKING:
+    from pmemkit._native.bench import Sectors
+
+__all__ = ["main"]
+
+_LIBPMEMBLK = "libpmemblk.so.1"
+_SHARED_MEMORY = "/dev/shm"
+_POOL_SIZE = 512 << 20
+_SECTOR_SIZES = (4096, 512)
+_THREADS = (1, 2)
+_OPS = ("write", "read")
+_NS_GUESS = 1500
+"""Of one operation; it only decides how many a run has."""
+
+
+@contextmanager
+def _ours(sector_size: int) -> "Iterator[Sectors]":
+    """A namespace of mode sector in shared memory, every sector written once."""
+    from pmemkit.storage.sector import open_sectors
+
+    fd = _native.media.memfd("pmemkit-bench")
+    try:
+        os.ftruncate(fd, _POOL_SIZE)
+        medium = _native.media.map_file(fd, _POOL_SIZE, granularity="cacheline")
+    finally:
+        os.close(fd)
+    nobody = UUID(int=0)
+    layout = btt.fresh_layout(
+        _POOL_SIZE, sector_size, version="2.0", uuid=UUID(int=1), parent_uuid=nobody
+    )
+    for group in layout:
+        for write in group:
+            if not isinstance(write, Clear):
+                medium.write(*write)
+    channel = open_sectors(medium, version=(2, 0), parent_uuid=nobody).device().channel()
+    once = b"\x5a" * (1 << 20)
+    for offset in range(0, channel.size, len(once)):
+        channel.write(offset, once[: channel.size - offset])
+    yield _native.bench.Sectors.channel(channel)
+
+
+@contextmanager
+def _libpmemblk(sector_size: int) -> "Iterator[Sectors]":
+    with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY) as directory:
+        pool = Path(directory) / "pool"
+        yield _native.bench.Sectors.pmemblk(_LIBPMEMBLK, pool, sector_size, _POOL_SIZE)
+
+
+def _measure(report: Report, options: Options, sector_size: int, peer: bool) -> None:
+    with _ours(sector_size) as ours:
+        floor = _native.bench.Sectors.floor(_POOL_SIZE, sector_size)
+        _cases(report, options, sector_size, ours, floor, "floor")
+    if peer:
+        with _ours(sector_size) as ours, _libpmemblk(sector_size) as theirs:
+            _cases(report, options, sector_size, ours, theirs, "libpmemblk")
+
+
+def _cases(
+    report: Report,
+    options: Options,
+    sector_size: int,
+    ours: "Sectors",
+    peer: "Sectors",
+    peer_name: str,
+) -> None:
+    for op in _OPS:
+        for threads in _THREADS:
+            name = f"{op} {sector_size} threads {threads} against {peer_name}"
+            if not options.wanted(name):
+                continue
+            count = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
+            sides: list[Callable[[], float]] = [
+                partial(each.ns, op, threads, count) for each in (ours, peer)
+            ]
+            mine, other = alternate(sides, options.runs)
+            report.add(name, "ns", mine, other, peer_name, less_is_better=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the suite; the exit status is that of the first error."""
+    options, _ = parse_options("btt", arguments, runs=7, seconds=0.5)
+    if options.quick:
+        options = Options(options.json_path, options.only, True, options.runs, 0.05)
+    # Read by libpmemblk when it is loaded, which happens at the first measurement.
+    os.environ["PMEM_IS_PMEM_FORCE"] = "1"
+    try:
+        ctypes.CDLL(_LIBPMEMBLK)
+        peer = True
+    except OSError as missing:
+        print(f"left out: the comparison with libpmemblk: {missing}")
+        peer = False
+    try:
+        refuse_debug_build()
+        report = Report(options)
+        for sector_size in _SECTOR_SIZES:
+            _measure(report, options, sector_size, peer)
+        report.write([_LIBPMEMBLK])
+    except PmemError as failure:
+        print(f"pmem bench: {failure}", file=sys.stderr)
+        return failure.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
