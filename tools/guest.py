@@ -6,7 +6,7 @@
 
 Steps go in as a second initramfs; exit statuses, stdout and stderr come out as counted bytes on a
 port of their own, so kernel messages cannot be mistaken for results. What is booted comes from
-`tools/guest_image.py`.
+`tools/guest_image.py`, what it is booted on from `tools/guest_machine.py`.
 
 `Guest.run` is for tests, the command line for people and for scripts (``--json``).
 
@@ -16,7 +16,8 @@ Invariants:
 3. An image file holds everything that the steps wrote when `Guest.run` returns: the guest has
    unmounted, synced and switched itself off. Otherwise it raises `GuestFailedError`.
 
-What this does not do: install anything, use KVM, or know what pmemkit is. It is the referee.
+What this does not do: install anything, use KVM, or judge pmemkit. It is the referee, also when
+pmemkit runs in it (`tools/guest_python.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -36,16 +36,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.guest_image import (
-    KERNEL_VARIABLE,
-    Archive,
-    GuestError,
-    GuestUnavailableError,
-    build,
-    find_program,
-)
+from tools.guest_image import Archive, build
+from tools.guest_machine import CxlDevice, Dimm, Machine, guess_label_size
+from tools.guest_packages import KERNEL_VARIABLE, GuestError, GuestUnavailableError, Qemu
+from tools.guest_python import layers
 
 __all__ = [
+    "CxlDevice",
     "Dimm",
     "Guest",
     "GuestError",
@@ -53,19 +50,16 @@ __all__ = [
     "GuestUnavailableError",
     "Result",
     "StepResult",
+    "guess_label_size",
     "main",
 ]
 
 
-QEMU_VARIABLE = "PMEMKIT_GUEST_QEMU"
-"""Names another qemu-system-x86_64."""
+CXL_MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_cxl")
+"""What makes CXL devices appear; not kmem, which takes whatever region of RAM is made."""
 
 _TAIL_LINES = 50
 _POLL_SECONDS = 0.05
-_MIB = 1 << 20
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_LABEL_SIZE = 128 << 10
-_INDEX_SIGNATURE = b"NAMESPACE_INDEX\0"
 
 
 class GuestFailedError(GuestError):
@@ -79,98 +73,7 @@ class GuestFailedError(GuestError):
         """What had come out until then."""
 
 
-def parse_size(text: str) -> int:
-    """Bytes of ``64M``, ``1G``, ``4096``, as QEMU reads them."""
-    match = re.fullmatch(r"(\d+)([KMGT]?)", text.strip().upper())
-    if match is None:
-        raise GuestError(f"{text!r} is not a size such as 4096, 128K, 64M or 1G")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-# --- running -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Dimm:
-    """One NVDIMM of the guest, kept in an image file."""
-
-    path: Path | str
-    size_bytes: int | None = None
-    """Of the memory backend; the whole file by default."""
-    label_size_bytes: int | None = None
-    """Of the label area at the end of the backend; without it the dimm has none."""
-    align: str | None = "2M"
-    """Alignment of the backend's mapping; ``None`` leaves it to QEMU (one page)."""
-    slot: int | None = None
-    uuid: str | None = None
-    unarmed: bool = False
-    readonly: bool = False
-
-    def arguments(self, index: int) -> list[str]:
-        """The QEMU options that attach it."""
-        backend = {
-            "id": f"mem{index}",
-            "share": "on",
-            "mem-path": str(self.path).replace(",", ",,"),
-            "size": str(self.backend_bytes),
-            **({"align": self.align} if self.align else {}),
-            **({"readonly": "on"} if self.readonly else {}),
-        }
-        device = {
-            "id": f"nv{index}",
-            "memdev": f"mem{index}",
-            **({"label-size": str(self.label_size_bytes)} if self.label_size_bytes else {}),
-            **({"slot": str(self.slot)} if self.slot is not None else {}),
-            **({"uuid": self.uuid} if self.uuid else {}),
-            **({"unarmed": "on"} if self.unarmed or self.readonly else {}),
-        }
-        return [
-            *("-object", "memory-backend-file," + ",".join(f"{k}={v}" for k, v in backend.items())),
-            *("-device", "nvdimm," + ",".join(f"{k}={v}" for k, v in device.items())),
-        ]
-
-    @property
-    def backend_bytes(self) -> int:
-        """Size of the memory backend."""
-        return Path(self.path).stat().st_size if self.size_bytes is None else self.size_bytes
-
-    @classmethod
-    def parse(cls, text: str) -> Dimm:
-        """Reads ``PATH[,size=S][,label-size=S|auto][,align=S|none][,slot=N][,unarmed]…``."""
-        path, *options = text.split(",")
-        values = dict(option.partition("=")[::2] for option in options)
-        known = {"size", "label-size", "align", "slot", "uuid", "unarmed", "readonly"}
-        if unknown := values.keys() - known:
-            raise GuestError(f"a dimm has no option {', '.join(sorted(unknown))}")
-        if not Path(path).is_file():
-            raise GuestError(f"there is no image {path}")
-        size = parse_size(values["size"]) if "size" in values else None
-        label = values.get("label-size", "auto")
-        return cls(
-            path,
-            size_bytes=size,
-            label_size_bytes=guess_label_size(Path(path), size)
-            if label == "auto"
-            else parse_size(label),
-            align=None if values.get("align") == "none" else values.get("align", "2M"),
-            slot=int(values["slot"]) if "slot" in values else None,
-            uuid=values.get("uuid"),
-            unarmed="unarmed" in values,
-            readonly="readonly" in values,
-        )
-
-
-def guess_label_size(path: Path, size_bytes: int | None = None) -> int | None:
-    """128 KiB where an index block stands that far from the end, otherwise no label area."""
-    size = path.stat().st_size if size_bytes is None else size_bytes
-    if size <= _LABEL_SIZE:
-        return None
-    with path.open("rb") as image:
-        for index_offset in (0, 256):
-            image.seek(size - _LABEL_SIZE + index_offset)
-            if image.read(len(_INDEX_SIGNATURE)) == _INDEX_SIGNATURE:
-                return _LABEL_SIZE
-    return None
+# --- results -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -257,7 +160,15 @@ def parse_frames(data: bytes, names: Sequence[str]) -> Result:
     return result
 
 
-def _steps_archive(steps: Mapping[str, str], files: Mapping[str, bytes], stop: bool) -> bytes:
+# --- running -------------------------------------------------------------------------------------
+
+
+def _steps_archive(
+    steps: Mapping[str, str],
+    files: Mapping[str, bytes],
+    modules: Sequence[str],
+    stop: bool,
+) -> bytes:
     archive = Archive()
     archive.directory("steps")
     archive.directory("in")
@@ -265,6 +176,7 @@ def _steps_archive(steps: Mapping[str, str], files: Mapping[str, bytes], stop: b
         archive.file(f"steps/{index:04d}", script.encode() + b"\n", 0o755)
     for name, data in files.items():
         archive.file(f"in/{name}", data)
+    archive.file("etc/more-modules", "\n".join(modules).encode() + b"\n")
     if stop:
         archive.file("stop-on-failure", b"")
     return archive.bytes()
@@ -273,19 +185,24 @@ def _steps_archive(steps: Mapping[str, str], files: Mapping[str, bytes], stop: b
 class Guest:
     """A built guest, ready to be booted any number of times."""
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], qemu: Path) -> None:
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], qemu: Qemu) -> None:
         self.directory = directory
         self.kernel_release: str = manifest["release"]
         self.programs = frozenset[str](manifest["programs"])
         """Those that are not busybox's; ``daxcopy`` is missing where there was no C compiler."""
-        self._qemu = qemu
+        self.qemu = qemu
 
     @classmethod
-    def build(cls, kernel: str | None = None, cache: Path | None = None) -> Guest:
-        """Builds it unless the cache has it; `GuestUnavailableError` says what is missing."""
-        directory, manifest = build(kernel, cache)
-        qemu = find_program(os.environ.get(QEMU_VARIABLE) or "qemu-system-x86_64")
-        return cls(directory, manifest, qemu)
+    def build(
+        cls, kernel: str | None = None, cache: Path | None = None, *, cxl: bool = False
+    ) -> Guest:
+        """Builds it unless the cache has it; `GuestUnavailableError` says what is missing.
+
+        With ``cxl`` it has a kernel and a QEMU that know CXL memory, from Debian's backports where
+        this machine's are too old.
+        """
+        directory, manifest = build(kernel, cache, cxl)
+        return cls(directory, manifest, Qemu.find(cache, cxl))
 
     def run(
         self,
@@ -296,6 +213,10 @@ class Guest:
         step_timeout_seconds: float | None = None,
         memory: str = "1G",
         cpus: int = 1,
+        nodes: Sequence[str] = (),
+        cxl: Sequence[CxlDevice] = (),
+        python: bool = False,
+        modules: Sequence[str] | None = None,
         kernel_arguments: str = "",
         qemu_arguments: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
@@ -304,23 +225,31 @@ class Guest:
         """Boots on the dimms, runs each script (``sh -e``), and switches the guest off.
 
         A step that fails does not keep the others from running unless ``stop_on_failure``.
-        ``files`` are found under ``/in``. ``qemu_arguments`` attach what `Dimm` cannot describe. A
-        guest that takes longer than ``timeout_seconds``, or one of whose steps takes longer than
-        ``step_timeout_seconds``, is killed; that and a guest that dies raise `GuestFailedError`
-        with whatever had come out.
+        ``nodes`` and ``cxl`` are those of `Machine`. ``python`` puts Python and pmemkit into the
+        guest. ``modules`` are loaded before the first step; by default those of CXL, but not kmem,
+        if there are CXL devices. ``files`` are found under ``/in``. ``qemu_arguments`` attach what
+        `Machine` cannot describe. A guest that takes longer than ``timeout_seconds``, or one of
+        whose steps takes longer than ``step_timeout_seconds``, is killed; that and a guest that
+        dies raise `GuestFailedError` with whatever had come out.
         """
+        machine = Machine(dimms, cxl, memory, cpus, nodes)
+        if modules is None:
+            modules = CXL_MODULES if cxl else ()
+        archive = _steps_archive(steps, files or {}, modules, stop_on_failure)
         with tempfile.TemporaryDirectory(prefix="pmemkit-guest-") as name:
             scratch = Path(name)
             with (scratch / "initramfs").open("wb") as initramfs:
-                initramfs.write((self.directory / "initramfs.cpio").read_bytes())
-                initramfs.write(_steps_archive(steps, files or {}, stop_on_failure))
+                parts = [self.directory / "initramfs.cpio", *(layers() if python else ())]
+                initramfs.writelines(part.read_bytes() for part in parts)
+                initramfs.write(archive)
             command = [
-                *self._machine(scratch, memory, cpus, dimms),
+                *self._qemu(scratch),
                 *("-append", f"console=ttyS0 loglevel=5 panic=-1 oops=panic {kernel_arguments}"),
-                *(word for index, dimm in enumerate(dimms) for word in dimm.arguments(index)),
+                *machine.arguments(),
                 *qemu_arguments,
             ]
-            why = _boot(command, scratch, timeout_seconds, step_timeout_seconds)
+            environment = {**os.environ, **self.qemu.environment}
+            why = _boot(command, environment, scratch, timeout_seconds, step_timeout_seconds)
             result = parse_frames(_read(scratch / "results"), list(steps))
             result.console = _read(scratch / "console").decode("utf-8", "replace").replace("\r", "")
         if why is None and not result.powered_off:
@@ -330,16 +259,10 @@ class Guest:
             raise GuestFailedError(why + during, result)
         return result
 
-    def _machine(self, scratch: Path, memory: str, cpus: int, dimms: Sequence[Dimm]) -> list[str]:
-        # A dimm may be moved up to the next GiB; QEMU wants addresses for that, not memory.
-        room = sum(-(-dimm.backend_bytes // _UNITS["G"]) + 1 for dimm in dimms) * _UNITS["G"]
-        most = (parse_size(memory) + room) // _MIB
-        slots = max([len(dimms), *(dimm.slot + 1 for dimm in dimms if dimm.slot is not None)])
-        plugged = f",slots={slots},maxmem={most}M" if dimms else ""
+    def _qemu(self, scratch: Path) -> list[str]:
         return [
-            *(str(self._qemu), "-nodefaults", "-no-user-config", "-no-reboot"),
-            *("-machine", "pc,nvdimm=on,accel=tcg", "-cpu", "max", "-smp", str(cpus)),
-            *("-m", memory + plugged, "-display", "none"),
+            *(*self.qemu.command, "-nodefaults", "-no-user-config", "-no-reboot"),
+            *("-display", "none"),
             *("-kernel", str(self.directory / "kernel"), "-initrd", str(scratch / "initramfs")),
             *("-serial", f"file:{scratch / 'console'}", "-device", "virtio-serial-pci"),
             *("-chardev", f"file,id=results,path={scratch / 'results'}"),
@@ -348,14 +271,20 @@ class Guest:
 
 
 def _boot(
-    command: Sequence[str], scratch: Path, timeout_seconds: float, step_seconds: float | None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    scratch: Path,
+    timeout_seconds: float,
+    step_seconds: float | None,
 ) -> str | None:
     """Runs QEMU to its end; why that was not a good one, or ``None``."""
     started = progressed = time.monotonic()
     seen = 0
     with (scratch / "qemu").open("wb") as said:
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment
+            )
         except OSError as failure:
             raise GuestUnavailableError(str(failure)) from failure
         try:
@@ -428,8 +357,22 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="IMAGE[,OPTION=VALUE]…",
         help="size, label-size (a size, 0 or auto), align (a size or none), slot, uuid, "
-        "unarmed, readonly",
+        "unarmed, readonly, node",
     )
+    run.add_argument(
+        "--cxl",
+        action="append",
+        default=[],
+        metavar="[volatile=PATH|SIZE][,persistent=PATH,lsa=PATH][,serial=N]",
+        help="a CXL device; the guest then has a newer kernel and QEMU",
+    )
+    run.add_argument(
+        "--nodes",
+        default="",
+        metavar="SIZE[,SIZE]…",
+        help="ordinary memory of each NUMA node, instead of --memory; 0 is none",
+    )
+    run.add_argument("--python", action="store_true", help="with python3 and pmem in the guest")
     run.add_argument("--images", default="", help="dimms with no options: PATH[,PATH]…")
     run.add_argument("--label-size", default="auto", help="of --images: a size, 0 or auto")
     run.add_argument("--memory", default="1G")
@@ -450,7 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one of the commands of the module's head; the exit status is the step's."""
     options = _options(arguments)
     try:
-        guest = Guest.build(options.kernel)
+        cxl = [CxlDevice.parse(text) for text in getattr(options, "cxl", ())]
+        guest = Guest.build(options.kernel, cxl=bool(cxl))
         if options.command == "build":
             print(guest.directory)
             return 0
@@ -465,6 +409,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timeout_seconds=options.timeout,
             memory=options.memory,
             cpus=options.cpus,
+            nodes=options.nodes.split(",") if options.nodes else (),
+            cxl=cxl,
+            python=options.python,
             kernel_arguments=options.append,
             stop_on_failure=options.stop_on_failure,
         )

@@ -1,6 +1,6 @@
 """Builds what `tools/guest.py` boots: a Debian kernel and an initramfs with the nvdimm programs.
 
-The kernel is a Debian package, downloaded and unpacked, never installed; the programs are those of
+The kernel is a Debian package, which `tools/guest_packages.py` finds; the programs are those of
 this machine with the libraries they need. Both are put together once for each combination of
 inputs, under ``build/guest``.
 
@@ -16,37 +16,35 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 import re
 import shutil
 import stat
 import struct
-import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "KERNEL_VARIABLE",
-    "Archive",
-    "GuestError",
-    "GuestUnavailableError",
-    "build",
-    "find_program",
-    "sums",
-    "whole",
-]
+from tools.guest_packages import (
+    CACHE,
+    ROOT,
+    GuestError,
+    GuestUnavailableError,
+    find_program,
+    kernel_package,
+    libraries,
+    output,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / "build" / "guest"
+__all__ = ["Archive", "bootable", "build", "sums", "whole"]
+
 SOURCES = ROOT / "tests" / "kernel" / "image"
 
-KERNEL_VARIABLE = "PMEMKIT_GUEST_KERNEL"
-"""Names another kernel package, or a ``.deb`` file."""
-
 REQUIRED = ("busybox", "ndctl", "daxctl", "mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_repair", "blkid")
+OPTIONAL = ("numactl", "cxl")
+"""In the guest if they are here: few scripts want them."""
 MODULES = (
     # In the order they are loaded: what nfit finds must have its driver already.
     *("virtio_pci", "virtio_console", "loop"),
@@ -54,13 +52,10 @@ MODULES = (
 )
 ON_DEMAND = (
     *("ext4", "xfs", "crc32c_generic"),
-    *("kmem", "cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_hmem"),
+    *("kmem", "cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_cxl", "dax_hmem"),
+    *("virtio_blk", "virtio_pmem", "squashfs", "dm_mod", "dm_crypt", "raid1"),
 )
 """In the guest for ``mount`` and ``modprobe``, not loaded at boot: that takes a second."""
-
-_SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
-_SHORT_SECONDS = 120
-_DOWNLOAD_SECONDS = 600
 
 # From the kernel's boot protocol: fields of the bzImage's header.
 _SETUP_SECTORS, _SETUP_SECTORS_DEFAULT, _PAYLOAD = 0x1F1, 4, 0x248
@@ -68,107 +63,6 @@ _SECTOR_BYTES = 512
 _XZ_SIGNATURE = b"\xfd7zXZ\0"
 _PVH_NOTE = struct.pack("<III", 4, 8, 18) + b"Xen\0"
 """Head of the ELF note XEN_ELFNOTE_PHYS32_ENTRY: lengths of name and value, type, name."""
-
-
-class GuestError(Exception):
-    """Something about a guest did not work."""
-
-
-class GuestUnavailableError(GuestError):
-    """There can be no guest on this machine; a test skips with this reason."""
-
-
-# --- programs and packages -----------------------------------------------------------------------
-
-
-def find_program(name: str) -> Path:
-    """Where a program is, also one for administrators."""
-    path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":" + _SYSTEM_PATH)
-    if path is None:
-        raise GuestUnavailableError(f"{name} is missing (tools/peers.py list names its package)")
-    return Path(path)
-
-
-def _output(
-    command: Sequence[str | Path], timeout_seconds: float = _SHORT_SECONDS, **more: Any
-) -> str:
-    """Stdout of a program that must succeed."""
-    words = [str(word) for word in command]
-    try:
-        done = subprocess.run(
-            words, capture_output=True, text=True, timeout=timeout_seconds, check=False, **more
-        )
-    except (OSError, subprocess.TimeoutExpired) as failure:
-        raise GuestUnavailableError(f"{' '.join(words)}: {failure}") from failure
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise GuestUnavailableError(f"{' '.join(words)}: {said[-1] if said else done.returncode}")
-    stdout: str = done.stdout
-    return stdout
-
-
-def _candidate(package: str) -> str:
-    """The version that apt would take, such as ``6.1.192-2``."""
-    match = re.search(
-        r"^Version: (.+)$",
-        _output(["apt-cache", "show", "--no-all-versions", package]),
-        re.MULTILINE,
-    )
-    if match is None:
-        raise GuestUnavailableError(f"apt knows no package {package}")
-    return match[1]
-
-
-def _default_kernel() -> str:
-    depends = _output(["apt-cache", "depends", "linux-image-amd64"])
-    match = re.search(r"^\s*Depends: (linux-image-\S+)", depends, re.MULTILINE)
-    if match is None:
-        raise GuestUnavailableError("apt knows no package linux-image-amd64")
-    return match[1]
-
-
-def _download(package: str, version: str, packages: Path) -> Path:
-    """The package file; downloaded where it is not yet, and never seen half-written."""
-    kept = packages / f"{package}_{version.replace(':', '%3a')}_amd64.deb"
-    if kept.exists():
-        return kept
-    packages.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=packages) as scratch:
-        command = ["apt-get", "-q", "download", f"{package}={version}"]
-        _output(command, _DOWNLOAD_SECONDS, cwd=scratch)
-        (found,) = Path(scratch).glob("*.deb")
-        found.rename(kept)
-    return kept
-
-
-def kernel_package(wanted: str | None = None, packages: Path | None = None) -> Path:
-    """The ``.deb`` of the kernel: a file, a package by name, or what linux-image-amd64 needs."""
-    packages = packages or CACHE / "packages"
-    wanted = wanted or os.environ.get(KERNEL_VARIABLE) or None
-    if wanted and wanted.endswith(".deb"):
-        if not Path(wanted).is_file():
-            raise GuestUnavailableError(f"there is no kernel package {wanted}")
-        return Path(wanted)
-    try:
-        package = wanted or _default_kernel()
-        return _download(package, _candidate(package), packages)
-    except GuestUnavailableError:
-        # Without apt's lists, what was downloaded before still boots.
-        kept = sorted(packages.glob(f"{wanted or 'linux-image-'}*.deb"))
-        if not kept:
-            raise
-        return kept[-1]
-
-
-def _libraries(programs: Iterable[Path]) -> set[Path]:
-    """Shared libraries of programs, with the loader; nothing for a static one."""
-    found: set[Path] = set()
-    for program in programs:
-        done = subprocess.run(
-            ["ldd", str(program)], capture_output=True, text=True, timeout=30, check=False
-        )
-        found.update(Path(name) for name in re.findall(r"(/\S+) \(0x", done.stdout))
-    return found
 
 
 # --- the initramfs -------------------------------------------------------------------------------
@@ -235,11 +129,14 @@ class _Inputs:
     def collect(cls, kernel: Path) -> _Inputs:
         """What this machine has; `GuestUnavailableError` for what it has not."""
         programs = {name: find_program(name) for name in REQUIRED}
+        for name in OPTIONAL:
+            with suppress(GuestUnavailableError):
+                programs[name] = find_program(name)
         for name in ("qemu-system-x86_64", "depmod", "dpkg-deb", "ldd"):
             find_program(name)
         compiler = shutil.which("cc")
-        libraries = {str(path): path for path in _libraries(programs.values())}
-        return cls(kernel, programs, libraries, Path(compiler) if compiler else None)
+        needed = {str(path): path for path in libraries(programs.values())}
+        return cls(kernel, programs, needed, Path(compiler) if compiler else None)
 
     def key(self) -> str:
         """The name of the directory with these inputs."""
@@ -272,7 +169,7 @@ def _modules(unpacked: Path, scratch: Path) -> tuple[str, Path]:
     )
     (source,) = base.iterdir()
     release = source.name
-    _output(["depmod", "-b", base.parent.parent, release])
+    output(["depmod", "-b", base.parent.parent, release])
     text = (source / "modules.dep").read_text(encoding="utf-8")
     pairs = (line.split(":") for line in text.splitlines())
     dependencies = {path: rest.split() for path, rest in pairs}
@@ -285,7 +182,7 @@ def _modules(unpacked: Path, scratch: Path) -> tuple[str, Path]:
     for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         if (source / name).exists():
             shutil.copy(source / name, target / name)
-    _output(["depmod", "-b", scratch, release])
+    output(["depmod", "-b", scratch, release])
     return release, target
 
 
@@ -297,6 +194,8 @@ def _initramfs(inputs: _Inputs, unpacked: Path, scratch: Path) -> bytes:
         archive.link(name, "/bin")
     archive.character_device("dev/console", 5, 1)
     archive.file("init", (SOURCES / "init").read_bytes(), 0o755)
+    helper = "cxl-create-ram-region"
+    archive.file(f"bin/{helper}", (SOURCES / helper).read_bytes(), 0o755)
     archive.file("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")
     archive.file("etc/modules", "\n".join(MODULES).encode() + b"\n")
     archive.file("etc/filesystems", b"ext4\nxfs\n")
@@ -310,7 +209,7 @@ def _initramfs(inputs: _Inputs, unpacked: Path, scratch: Path) -> bytes:
             archive.file(str(path).lstrip("/"), path.read_bytes())
     if inputs.compiler is not None:
         program = scratch / "daxcopy"
-        _output([inputs.compiler, "-static", "-O2", "-o", program, SOURCES / "daxcopy.c"])
+        output([inputs.compiler, "-static", "-O2", "-o", program, SOURCES / "daxcopy.c"])
         archive.file("bin/daxcopy", program.read_bytes(), 0o755)
     release, modules = _modules(unpacked, scratch)
     for path in sorted(modules.rglob("*")):
@@ -358,7 +257,7 @@ def _make(inputs: _Inputs, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as name:
         scratch, finished = Path(name), Path(name) / "finished"
         finished.mkdir()
-        _output(["dpkg-deb", "-x", inputs.kernel, scratch / "deb"])
+        output(["dpkg-deb", "-x", inputs.kernel, scratch / "deb"])
         (kernel,) = (scratch / "deb" / "boot").glob("vmlinuz-*")
         (finished / "kernel").write_bytes(bootable(kernel.read_bytes()))
         (finished / "initramfs.cpio").write_bytes(_initramfs(inputs, scratch / "deb", scratch))
@@ -379,13 +278,15 @@ def _make(inputs: _Inputs, target: Path) -> None:
                 raise
 
 
-def build(kernel: str | None = None, cache: Path | None = None) -> tuple[Path, dict[str, Any]]:
+def build(
+    kernel: str | None = None, cache: Path | None = None, cxl: bool = False
+) -> tuple[Path, dict[str, Any]]:
     """The directory of a guest and its manifest; made unless the cache has it.
 
     `GuestUnavailableError` says what is missing here.
     """
     cache = cache or CACHE
-    inputs = _Inputs.collect(kernel_package(kernel, cache / "packages"))
+    inputs = _Inputs.collect(kernel_package(kernel, cache / "packages", cxl))
     directory = cache / inputs.key()
     manifest = whole(directory)
     if manifest is None:

@@ -65,6 +65,8 @@ PEERS = (
     _peer("aarch64-linux-gnu-as", "binutils-aarch64-linux-gnu", "test", "assembling aarch64 code"),
     _peer("qemu-system-x86_64", "qemu-system-x86", "guest test", "a real Linux kernel as referee"),
     _peer("daxctl", "daxctl", "guest test", "devdax as the kernel's own tool sees it"),
+    _peer("cxl", "ndctl", "guest test", "CXL regions made by the kernel's own tool"),
+    _peer("numactl", "numactl", "guest test", "programs on the memory of one NUMA node"),
     _peer("busybox", "busybox-static", "guest test", "the guest's shell"),
     _peer("depmod", "kmod", "guest test", "the guest's kernel modules"),
     _peer("e2fsck", "e2fsprogs", "guest test", "checking ext4 in the guest"),
