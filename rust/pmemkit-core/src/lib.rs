@@ -12,4 +12,5 @@ pub mod error;
 pub mod formats;
 pub mod media;
 pub mod nbd;
+mod place;
 pub mod sg;

@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! W1 take a lane; its free block is nobody's          in memory
-//! W2 data into the free block                         store, write-back
-//! W3 lock the line of the map; the entry says `old`   in memory
+//! W2 lock the line of the map; the entry says `old`   in memory
+//! W3 data into the free block                         store, write-back
 //! W4 first word of the lane's next log entry          store, write-back
 //! W5 write back map lines whose last store nobody has fenced for us
 //!    ─────────────────────────────────────────────── order
@@ -22,13 +22,13 @@
 //! A crash at any point leaves each sector old or new, because
 //! 1. A block belongs to one sector or to one lane. Before W6 is on media the map and the newest
 //!    log entry are as before: the sector is old, and nothing points to the free block.
-//! 2. W6 is 8 bytes that cannot be torn, and everything it speaks of (W2, W4) is on media before.
+//! 2. W6 is 8 bytes that cannot be torn, and everything it speaks of (W3, W4) is on media before.
 //!    Once it is there, recovery finds map = `old` or map = new, and makes it new.
 //! 3. W7 needs no order of its own: until it is on media, the log entry stands for it. So it must
 //!    be on media before that entry is given up, and before another lane moves the same sector on:
 //!    recovery goes through the lanes in their order, not in that of time. W5 sees to both: the
 //!    lane remembers the line it stored to last, the lock of a line remembers its last store.
-//! 4. `old` is stored into (W2 of the lane's next write) only when no reader is in it
+//! 4. `old` is stored into (W3 of the lane's next write) only when no reader is in it
 //!    ([`super::tracking`]). On media the map may still name it (3.): recovery does not look.
 //! 5. Recovery stores map entries only, the same ones every time: it may be interrupted.
 //! 6. A lane whose steps failed after W4 is never used again, so that its log entry and its free
@@ -41,24 +41,28 @@
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use smallvec::SmallVec;
 
 use super::geometry::Geometry;
+use super::lock::{Guard, Lock};
 use super::log::{entry_at, next_seq, Entry};
-use super::tracking::Readers;
+use super::tracking::{Readers, Versions};
 use super::{Plant, ERROR, MAP_MASK, NORMAL, ZERO};
 use crate::error::{Error, Kind, Result};
 use crate::media::{Granularity, Medium, Store};
+use crate::place;
 
 /// Sectors of a batch.
 pub const BATCH_MOST: usize = 16;
 
-/// Entries in a cache line of the map: they share a lock.
+/// Entries in a cache line of the map: they share a lock and a version.
 const ENTRIES_IN_A_LINE: u32 = 16;
 const LINE_SIZE: u64 = 64;
-pub(super) const LOCKS: usize = 256;
+/// Locks and versions of lines; several lines share one.
+pub(super) const LINES: usize = 256;
+/// How often a reader looks without leaving a trace, before it says what it reads.
+const LOOKS: u32 = 3;
 
 /// How an arena is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,13 +101,45 @@ pub(super) struct Lane {
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
-type Lanes<'a> = SmallVec<[MutexGuard<'a, Lane>; BATCH_MOST]>;
+type Lanes<'a> = SmallVec<[Guard<'a, Lane>; BATCH_MOST]>;
+type Entries = SmallVec<[Entry; BATCH_MOST]>;
 /// The lines of the map that a batch needs, locked.
 type Lines<'a> = SmallVec<[Line<'a>; 2]>;
 
 struct Line<'a> {
     at: u64,
-    unfenced: MutexGuard<'a, Option<Unfenced>>,
+    unfenced: Guard<'a, Option<Unfenced>>,
+    versions: &'a Versions,
+}
+
+/// What lines of the map share that have the same number modulo [`LINES`].
+#[derive(Default)]
+#[repr(align(64))]
+pub(super) struct LineState {
+    lock: Lock<Option<Unfenced>>,
+    versions: Versions,
+}
+
+/// Copies a part of a block, or zeroes.
+///
+/// # Safety
+/// `target` must be valid for writes of `len` bytes.
+unsafe fn copy_out(
+    medium: &dyn Medium,
+    from: Option<u64>,
+    skip: u32,
+    target: *mut u8,
+    len: u32,
+) -> Result<()> {
+    match from {
+        // SAFETY: the caller's promise.
+        Some(from) => unsafe { medium.load(from + u64::from(skip), target, u64::from(len)) },
+        None => {
+            // SAFETY: the caller's promise.
+            unsafe { target.write_bytes(0, len as usize) };
+            Ok(())
+        }
+    }
 }
 
 /// One arena. Offsets of sectors count from its start.
@@ -111,8 +147,8 @@ pub struct Arena {
     pub(super) geometry: Geometry,
     pub(super) options: Options,
     pub(super) granularity: Granularity,
-    pub(super) lanes: Box<[Padded<Mutex<Lane>>]>,
-    pub(super) map_locks: Box<[Mutex<Option<Unfenced>>]>,
+    pub(super) lanes: Box<[Padded<Lock<Lane>>]>,
+    pub(super) lines: Box<[LineState]>,
     pub(super) readers: Readers,
     /// Opened read-only: sectors whose last write is in the log only, and their blocks. Sorted.
     pub(super) finished: Vec<(u32, u32)>,
@@ -125,11 +161,6 @@ fn thread_number() -> usize {
         static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
     }
     NUMBER.with(Cell::get)
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whoever panicked in between has left values that are whole: they change in one assignment.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The map entry that a word holds for a sector.
@@ -220,47 +251,61 @@ impl Arena {
         target: *mut u8,
         len: u32,
     ) -> Result<()> {
+        for _ in 0..LOOKS {
+            let look =
+                self.lines[lba as usize / ENTRIES_IN_A_LINE as usize % LINES].versions.look();
+            let entry = self.entry(medium, lba)?;
+            let from = self.source_of(entry, lba);
+            // SAFETY: the caller's promise.
+            let result = from.and_then(|from| unsafe { copy_out(medium, from, skip, target, len) });
+            if look.holds() || self.planted(Plant::NoSecondLook) {
+                return self.outcome(medium, lba, entry, result);
+            }
+        }
+        let place = place::place();
         loop {
             let entry = self.entry(medium, lba)?;
-            match entry & NORMAL {
-                ZERO => {
-                    // SAFETY: the caller's promise.
-                    unsafe { target.write_bytes(0, len as usize) };
-                    return Ok(());
-                }
-                ERROR => {
-                    let text = format!("sector {lba} of the arena is in error");
-                    return Err(Error::new(Kind::Media, "read", text));
-                }
-                _ => {}
-            }
-            let block = self.checked_block("read", entry, lba)?;
+            let block = self.block_of(entry, lba);
             if !self.planted(Plant::NoReadTracking) {
-                self.readers.enter(block);
+                self.readers.enter(place, block);
             }
-            let unchanged = self.entry(medium, lba).map(|again| again == entry);
-            let result = match unchanged {
-                Ok(true) => {
-                    let at = self.geometry.block_at(block) + u64::from(skip);
+            let again = self.entry(medium, lba);
+            let result = match again {
+                Ok(again) if again != entry => None,
+                Ok(_) => {
+                    let from = self.source_of(entry, lba);
                     // SAFETY: the caller's promise.
-                    Some(unsafe { medium.load(at, target, u64::from(len)) })
+                    Some(from.and_then(|from| unsafe { copy_out(medium, from, skip, target, len) }))
                 }
-                Ok(false) if self.planted(Plant::NoSecondLook) => Some(Ok(())),
-                Ok(false) => None,
                 Err(error) => Some(Err(error)),
             };
             if !self.planted(Plant::NoReadTracking) {
-                self.readers.leave(block);
+                self.readers.leave(place, block);
             }
-            match result {
-                None => continue,
-                Some(Err(error)) if error.kind == Kind::Media => {
-                    self.note_bad(medium, lba, entry);
-                    return Err(error);
-                }
-                Some(result) => return result,
+            if let Some(result) = result {
+                return self.outcome(medium, lba, entry, result);
             }
         }
+    }
+
+    /// Where the bytes of a sector are: `None` for one that reads as zeroes.
+    fn source_of(&self, entry: u32, lba: u32) -> Result<Option<u64>> {
+        match entry & NORMAL {
+            ZERO => Ok(None),
+            ERROR => {
+                let text = format!("sector {lba} of the arena is in error");
+                Err(Error::new(Kind::Media, "read", text))
+            }
+            _ => Ok(Some(self.geometry.block_at(self.checked_block("read", entry, lba)?))),
+        }
+    }
+
+    /// Notes where media turned out to be bad.
+    fn outcome(&self, medium: &dyn Medium, lba: u32, entry: u32, result: Result<()>) -> Result<()> {
+        if matches!(&result, Err(error) if error.kind == Kind::Media) && entry & NORMAL != ERROR {
+            self.note_bad(medium, lba, entry);
+        }
+        result
     }
 
     /// Puts a sector into the error state, as the kernel does where its block cannot be read. That
@@ -269,7 +314,8 @@ impl Arena {
         if self.is_read_only() {
             return;
         }
-        let mut lines = self.lock_lines(lba, 1);
+        let mut lines = Lines::new();
+        self.lock_lines(lba, 1, &mut lines);
         if self.entry(medium, lba) == Ok(entry) {
             let bad = ERROR | self.block_of(entry, lba);
             let settled = self.settle_lines(medium, &lines);
@@ -298,15 +344,20 @@ impl Arena {
         sources: &[*const u8],
     ) -> Result<usize> {
         self.check_writable("write")?;
-        let mut lanes = self.take_lanes(sources.len().min(BATCH_MOST))?;
+        let mut lanes = Lanes::new();
+        self.take_lanes(sources.len().min(BATCH_MOST), &mut lanes)?;
+        let mut lines = Lines::new();
+        self.lock_lines(first, lanes.len() as u32, &mut lines);
+        let mut entries = Entries::new();
+        self.plan(medium, first, &lanes, &mut entries)?;
         for (lane, source) in lanes.iter_mut().zip(sources) {
             // SAFETY: the caller's promise.
             unsafe { self.fill_block(medium, lane, *source)? };
         }
-        let mut lines = self.lock_lines(first, lanes.len() as u32);
-        let entries = self.exchanges(medium, first, &lanes)?;
         let result = self.exchange(medium, &mut lanes, &mut lines, &entries);
-        lanes.iter_mut().for_each(|lane| lane.dead = result.is_err());
+        if result.is_err() {
+            lanes.iter_mut().for_each(|lane| lane.dead = true);
+        }
         result.map(|()| lanes.len())
     }
 
@@ -322,31 +373,30 @@ impl Arena {
     }
 
     /// W1. Lanes whose free block is being read, or that failed, are passed over.
-    fn take_lanes(&self, wanted: usize) -> Result<Lanes<'_>> {
+    fn take_lanes<'a>(&'a self, wanted: usize, taken: &mut Lanes<'a>) -> Result<()> {
         let count = self.lanes.len();
         // Threads begin where the batches of others do not reach, as far as there is room.
         let apart = if count >= 2 * BATCH_MOST { BATCH_MOST } else { 1 };
         let start = thread_number().wrapping_mul(apart);
-        let mut taken = Lanes::new();
         loop {
             let mut dead = 0;
             for step in 0..count {
-                let lane = match self.lanes[start.wrapping_add(step) % count].0.try_lock() {
-                    Ok(lane) => lane,
-                    Err(TryLockError::Poisoned(lane)) => lane.into_inner(),
-                    Err(TryLockError::WouldBlock) => continue,
+                let Some(lane) = self.lanes[start.wrapping_add(step) % count].0.try_lock() else {
+                    continue;
                 };
                 if lane.dead {
                     dead += 1;
-                } else if self.readers.idle(lane.free) || self.planted(Plant::NoReadTracking) {
+                } else if self.readers.idle(lane.free, place::taken)
+                    || self.planted(Plant::NoReadTracking)
+                {
                     taken.push(lane);
                     if taken.len() == wanted {
-                        return Ok(taken);
+                        return Ok(());
                     }
                 }
             }
             if !taken.is_empty() {
-                return Ok(taken);
+                return Ok(());
             }
             if dead == count {
                 let text = format!("all {count} lanes failed; the arena needs a check");
@@ -356,7 +406,7 @@ impl Arena {
         }
     }
 
-    /// W2: data into the free block, with zeroes for metadata, which nobody gave us.
+    /// W3: data into the free block, with zeroes for metadata, which nobody gave us.
     ///
     /// # Safety
     /// `source` must be valid for reads of a sector.
@@ -383,37 +433,39 @@ impl Arena {
     }
 
     /// Locks the lines of the map that hold `count` entries: one of them, or two.
-    fn lock_lines(&self, first: u32, count: u32) -> Lines<'_> {
-        let lines = first / ENTRIES_IN_A_LINE..=(first + count - 1) / ENTRIES_IN_A_LINE;
-        let slot = |line: &u32| *line as usize % LOCKS;
-        let mut lines: SmallVec<[u32; 2]> = lines.collect();
-        lines.sort_unstable_by_key(slot);
+    fn lock_lines<'a>(&'a self, first: u32, count: u32, locked: &mut Lines<'a>) {
+        let (line, last) = (first / ENTRIES_IN_A_LINE, (first + count - 1) / ENTRIES_IN_A_LINE);
         let base = self.geometry.start + self.geometry.mapoff;
-        lines
-            .iter()
-            .map(|line| Line {
-                at: base + u64::from(*line) * LINE_SIZE,
-                unfenced: lock(&self.map_locks[slot(line)]),
-            })
-            .collect()
+        let mut lock = |line: u32| {
+            let LineState { lock, versions } = &self.lines[line as usize % LINES];
+            let at = base + u64::from(line) * LINE_SIZE;
+            locked.push(Line { at, unfenced: lock.lock(), versions });
+        };
+        // Two lines that follow each other have neighbouring locks, or the last and the first.
+        match (line == last, (last as usize).is_multiple_of(LINES)) {
+            (true, _) => lock(line),
+            (false, false) => (lock(line), lock(last)).1,
+            (false, true) => (lock(last), lock(line)).1,
+        }
     }
 
-    /// What the log will say. Nothing was stored to it yet, so this may fail.
-    fn exchanges(
+    /// What the log will say. Nothing was stored yet, so this may fail.
+    fn plan(
         &self,
         medium: &dyn Medium,
         first: u32,
         lanes: &Lanes<'_>,
-    ) -> Result<SmallVec<[Entry; BATCH_MOST]>> {
-        let each = |(lba, lane): (u32, &MutexGuard<'_, Lane>)| {
+        entries: &mut Entries,
+    ) -> Result<()> {
+        for (lba, lane) in (first..).zip(lanes) {
             let entry = self.entry(medium, lba)?;
             let mut old_map = self.checked_block("write", entry, lba)?;
             if entry & NORMAL == ERROR && !self.planted(Plant::ErrorForgotten) {
                 old_map |= ERROR;
             }
-            Ok(Entry { lba, old_map, new_map: lane.free, seq: lane.next_seq })
-        };
-        (first..).zip(lanes).map(each).collect()
+            entries.push(Entry { lba, old_map, new_map: lane.free, seq: lane.next_seq });
+        }
+        Ok(())
     }
 
     /// W4 to W8.
@@ -449,7 +501,6 @@ impl Arena {
         for (lane, entry) in lanes.iter_mut().zip(entries) {
             lane.move_on(entry, self.line_at(entry.lba), self.options.plant);
         }
-        self.readers.moved_away();
         Ok(())
     }
 
@@ -532,7 +583,8 @@ impl Arena {
     }
 
     fn zero_in_line(&self, medium: &dyn Medium, first: u32, count: u32) -> Result<Option<u32>> {
-        let mut lines = self.lock_lines(first, count);
+        let mut lines = Lines::new();
+        self.lock_lines(first, count, &mut lines);
         self.settle_lines(medium, &lines)?;
         let mut in_error = None;
         for lba in first..first + count {
@@ -579,8 +631,9 @@ impl Lane {
 }
 
 impl Line<'_> {
-    /// Remembers that this thread stored to the line and wrote it back.
+    /// Says that entries changed, and remembers that this thread wrote the line back.
     fn stored(&mut self) {
+        self.versions.changed();
         *self.unfenced = Some(Unfenced { at: self.at, thread: thread_number() });
     }
 }

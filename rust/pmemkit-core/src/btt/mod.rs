@@ -16,6 +16,7 @@ mod engine;
 #[cfg(any(test, feature = "planted-faults"))]
 mod fixture;
 mod geometry;
+mod lock;
 mod log;
 mod plant;
 mod recovery;

@@ -8,10 +8,9 @@
 //!
 //! What this does not do: read the map as a whole before writes are possible, or repair it.
 
-use std::sync::Mutex;
-
-use super::engine::{lock, Arena, Lane, Options, Padded, LOCKS};
+use super::engine::{Arena, Lane, LineState, Options, Padded, LINES};
 use super::geometry::Geometry;
+use super::lock::Lock;
 use super::log::{next_seq, read_log, Entry};
 use super::tracking::Readers;
 use super::{MapScan, Plant, Wrong, MAP_MASK, NORMAL};
@@ -25,7 +24,7 @@ impl Arena {
         geometry.check(medium.len())?;
         let newest = read_log(medium, &geometry)?;
         let lanes = newest.iter().enumerate().map(|(number, newest)| {
-            Padded(Mutex::new(Lane {
+            Padded(Lock::new(Lane {
                 number: number as u32,
                 free: newest.entry.old_map & MAP_MASK,
                 bad: newest.entry.left_error(),
@@ -41,8 +40,8 @@ impl Arena {
             options,
             granularity: medium.granularity(),
             lanes: lanes.collect(),
-            map_locks: (0..LOCKS).map(|_| Mutex::new(None)).collect(),
-            readers: Readers::new(geometry.internal_nlba),
+            lines: (0..LINES).map(|_| LineState::default()).collect(),
+            readers: Readers::new(),
             finished: Vec::new(),
         };
         arena.check_free_blocks()?;
@@ -53,7 +52,7 @@ impl Arena {
 
     /// Two lanes with one block would give it to two sectors.
     fn check_free_blocks(&self) -> Result<()> {
-        let mut blocks: Vec<_> = self.lanes.iter().map(|lane| lock(&lane.0).free).collect();
+        let mut blocks: Vec<_> = self.lanes.iter().map(|lane| lane.0.lock().free).collect();
         blocks.sort_unstable();
         match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
             None => Ok(()),
@@ -109,7 +108,7 @@ impl Arena {
     /// Walks the whole arena: each block must belong to exactly one sector or lane. Waits for
     /// writes under way; writes that begin meanwhile wait. Gives what is wrong, in sentences.
     pub fn validate(&self, medium: &dyn Medium) -> Result<Vec<String>> {
-        let lanes: Vec<_> = self.lanes.iter().map(|lane| lock(&lane.0)).collect();
+        let lanes: Vec<_> = self.lanes.iter().map(|lane| lane.0.lock()).collect();
         let finished = self.finished.iter().map(|(lba, block)| (u64::from(*lba), *block));
         let mut scan = MapScan::new(self.geometry.internal_nlba, finished.collect())?;
         let count = u64::from(self.geometry.external_nlba);

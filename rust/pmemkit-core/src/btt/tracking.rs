@@ -4,75 +4,145 @@
 //!
 //! ```text
 //! reader                          writer (has moved the sector away, now wants the block)
-//! R1 map entry -> block           W1 map entry := another block
-//! R2 enter(block)                 W2 fence
-//! R3 map entry again; if it       W3 idle(block)? no: use another one, or wait
+//! R1 map entry -> block           W1 map entry := another block; release the lane
+//! R2 enter(block)                 W2 take the lane (a compare-exchange), full fence
+//! R3 map entry again; if it       W3 idle(block)? no: use another lane, or wait
 //!    changed: leave, from R1      W4 data into the block
 //! R4 copy
 //! R5 leave(block)
 //! ```
 //!
+//! Before it leaves such a trace, a reader looks a few times without one. Each line of the map has
+//! a version, which changes after an entry did and before the block that it left is used again:
+//!
+//! ```text
+//! R1 version                      W1 map entry := another block
+//! R2 map entry -> block           W2 version += 1; release the lane
+//! R3 copy                         W3 take the lane
+//! R4 version again; if it         W4 data into the block
+//!    changed: once more, from R1
+//! ```
+//!
 //! Invariants:
-//! 1. Whoever passed R3 is seen by W3: R2 and W2 are sequentially consistent, so either R3 sees W1
-//!    or W3 sees R2.
-//! 2. What was copied in R4 is what the block held: W4 comes after R5 (`leave` releases, `idle`
+//! 1. Whoever passed R3 is seen by W3: R2 and W2 are full fences, so either R3 sees W1 or W3 sees
+//!    R2.
+//! 2. Whoever copied any of W4 finds the version changed: W2 comes before W4, R3 before R4.
+//! 3. What was copied in R4 is what the block held: W4 comes after R5 (`leave` releases, `idle`
 //!    acquires).
-//! 3. Readers never wait. A counter stands for several blocks, so a writer may find a block busy
-//!    that nobody reads; it is never the other way round.
+//! 4. Readers never wait. A slot belongs to one thread ([`crate::place`]) and names the block it
+//!    reads; threads without one count in a table where several blocks share a counter, so a writer
+//!    may find a block busy that nobody reads; it is never the other way round.
 //!
 //! What this does not do: know where blocks or the map are.
 
 #[cfg(feature = "model-check")]
-use loom::sync::atomic::{fence, AtomicU32, Ordering};
+use loom::sync::atomic::{fence, AtomicU64, Ordering};
 #[cfg(not(feature = "model-check"))]
-use std::sync::atomic::{fence, AtomicU32, Ordering};
+use std::sync::atomic::{fence, AtomicU64, Ordering};
 
-/// Counters of a large arena: few enough to stay in the cache of a core.
-const COUNTERS_MOST: u32 = 4096;
-/// Counters in one cache line.
-const IN_A_LINE: u32 = 16;
+use crate::place::SHARED;
 
-/// How many readers are in which blocks.
+/// Counts the changes of some entries of the map. Changed under their lock only.
+#[derive(Default)]
+pub struct Versions(AtomicU64);
+
+/// What a reader saw before it read an entry.
+pub struct Look<'a> {
+    versions: &'a Versions,
+    seen: u64,
+}
+
+impl Versions {
+    /// Says that an entry changed. The block it left is stored into only after this.
+    pub fn changed(&self) {
+        let next = self.0.load(Ordering::Relaxed).wrapping_add(1);
+        self.0.store(next, Ordering::Release);
+    }
+
+    /// Begins to read without leaving a trace.
+    pub fn look(&self) -> Look<'_> {
+        Look { versions: self, seen: self.0.load(Ordering::Acquire) }
+    }
+}
+
+impl Look<'_> {
+    /// True when the block could not have been stored into since.
+    pub fn holds(&self) -> bool {
+        fence(Ordering::Acquire);
+        self.versions.0.load(Ordering::Relaxed) == self.seen
+    }
+}
+
+/// Counters for threads without a slot.
+const COUNTERS: usize = 1024;
+
+/// A line of its own for each thread.
+#[repr(align(128))]
+struct Slot(AtomicU64);
+
+/// Who reads which block.
 pub struct Readers {
-    counters: Box<[AtomicU32]>,
-    mask: u32,
+    /// The block that the thread of this place reads, plus one; 0 for none.
+    slots: Box<[Slot]>,
+    counters: Box<[AtomicU64]>,
 }
 
 impl Readers {
-    /// Counters for an arena of so many blocks.
-    pub fn new(blocks: u32) -> Self {
-        let count = blocks.clamp(1, COUNTERS_MOST).next_power_of_two();
-        let counters = (0..count).map(|_| AtomicU32::new(0)).collect();
-        Readers { counters, mask: count - 1 }
+    /// Nobody reads anything.
+    pub fn new() -> Self {
+        Readers {
+            slots: (0..SHARED).map(|_| Slot(AtomicU64::new(0))).collect(),
+            counters: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
-    /// Neighbouring blocks count in different lines, where there are several.
-    fn counter(&self, block: u32) -> &AtomicU32 {
-        let spread =
-            block.wrapping_mul(IN_A_LINE).wrapping_add(block / (COUNTERS_MOST / IN_A_LINE));
-        let index = if self.mask + 1 < COUNTERS_MOST { block } else { spread };
-        &self.counters[(index & self.mask) as usize]
+    fn counter(&self, block: u32) -> &AtomicU64 {
+        &self.counters[block as usize % COUNTERS]
     }
 
-    /// Says that a block is being read, before the map is read for the second time.
-    pub fn enter(&self, block: u32) {
-        self.counter(block).fetch_add(1, Ordering::SeqCst);
-        // A read-modify-write alone does not order a later load of other memory everywhere.
-        fence(Ordering::SeqCst);
+    /// Says that the thread of `place` reads a block, before it reads the map for the second time.
+    pub fn enter(&self, place: usize, block: u32) {
+        match self.slots.get(place) {
+            Some(slot) => slot.0.swap(u64::from(block) + 1, Ordering::SeqCst),
+            None => self.counter(block).fetch_add(1, Ordering::SeqCst),
+        };
+        full_fence();
     }
 
     /// Says that it was read.
-    pub fn leave(&self, block: u32) {
-        self.counter(block).fetch_sub(1, Ordering::Release);
+    pub fn leave(&self, place: usize, block: u32) {
+        match self.slots.get(place) {
+            Some(slot) => slot.0.store(0, Ordering::Release),
+            None => {
+                self.counter(block).fetch_sub(1, Ordering::Release);
+            }
+        }
     }
 
-    /// Orders a store to the map before the next look at the counters.
-    pub fn moved_away(&self) {
-        fence(Ordering::SeqCst);
+    /// True when nobody reads the block. The caller has just taken the lane that it belongs to.
+    /// `places`: those that threads have, as a mask.
+    pub fn idle(&self, block: u32, places: impl FnOnce() -> u64) -> bool {
+        full_fence();
+        if self.counter(block).load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        let mut places = places() & ((1 << SHARED) - 1);
+        while places != 0 {
+            let slot = &self.slots[places.trailing_zeros() as usize];
+            if slot.0.load(Ordering::Acquire) == u64::from(block) + 1 {
+                return false;
+            }
+            places &= places - 1;
+        }
+        true
     }
+}
 
-    /// True when nobody reads the block.
-    pub fn idle(&self, block: u32) -> bool {
-        self.counter(block).load(Ordering::Acquire) == 0
-    }
+/// Orders an atomic read-modify-write and what came before it before every later load. On x86-64
+/// that operation is such a fence itself.
+fn full_fence() {
+    #[cfg(all(target_arch = "x86_64", not(feature = "model-check")))]
+    std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    #[cfg(any(not(target_arch = "x86_64"), feature = "model-check"))]
+    fence(Ordering::SeqCst);
 }

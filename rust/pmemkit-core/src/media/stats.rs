@@ -1,11 +1,13 @@
 //! Counters of a medium that cost next to nothing: each thread has a place of its own.
 //!
 //! Invariants:
-//! 1. A place below [`SHARED`] belongs to at most one living thread, which alone adds to it, so a
-//!    plain load and store suffice. Threads beyond that share the last place and add atomically.
+//! 1. A place of its own belongs to one living thread, which alone adds to it, so a plain load and
+//!    store suffice. Threads beyond that share the last place and add atomically.
 //! 2. The sum over all places is exact once the threads that counted have been waited for.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::place::{place, SHARED};
 
 /// What was done to a medium since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,46 +20,6 @@ pub struct Stats {
     pub fences: u64,
     /// Calls of `sync`, and of `persist` where that is an `msync`.
     pub syncs: u64,
-}
-
-/// The place of all threads that found no free one.
-const SHARED: usize = 63;
-
-/// Bit n is set while place n belongs to a thread.
-static TAKEN: AtomicU64 = AtomicU64::new(1 << SHARED);
-
-/// The place of one thread, given back when the thread ends.
-struct Place(usize);
-
-impl Place {
-    fn take() -> Place {
-        let mut taken = TAKEN.load(Ordering::Relaxed);
-        loop {
-            let free = taken.trailing_ones() as usize;
-            if free >= SHARED {
-                return Place(SHARED);
-            }
-            let with = taken | 1 << free;
-            // Acquire: the last owner's counts come before ours.
-            let swap = TAKEN.compare_exchange(taken, with, Ordering::Acquire, Ordering::Relaxed);
-            match swap {
-                Ok(_) => return Place(free),
-                Err(now) => taken = now,
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.0 != SHARED {
-            TAKEN.fetch_and(!(1 << self.0), Ordering::Release);
-        }
-    }
-}
-
-thread_local! {
-    static PLACE: Place = Place::take();
 }
 
 /// One place: a cache line of counters.
@@ -124,8 +86,7 @@ impl Counters {
     }
 
     fn add(&self, field: impl Fn(&Line) -> &AtomicU64, amount: u64) {
-        // A thread that is ending has given its place back already.
-        let place = PLACE.try_with(|place| place.0).unwrap_or(SHARED);
+        let place = place();
         let counter = field(&self.lines[place]);
         if place == SHARED {
             counter.fetch_add(amount, Ordering::Relaxed);
@@ -173,7 +134,7 @@ mod tests {
     fn places_are_given_back() {
         let _alone = ALONE.lock().unwrap();
         for _ in 0..200 {
-            let place = std::thread::spawn(|| PLACE.with(|place| place.0));
+            let place = std::thread::spawn(place);
             assert!(place.join().unwrap() < SHARED);
         }
     }
