@@ -6,6 +6,7 @@
 //! 3. Whatever was read from media, wire or caller and is wrong becomes an `Error`, never a panic.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 /// What went wrong, as far as a caller can act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,9 +92,14 @@ impl Kind {
     }
 }
 
-/// An error with its context: the operation, the byte offset it concerned, and a sentence.
+/// An error with its context. It is one pointer, so that a `Result` that is fine goes through
+/// registers: a large one that is moved while only its tag was written stalls the CPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
+pub struct Error(Box<Details>);
+
+/// The operation, the byte offset it concerned, and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Details {
     /// What a caller can act on.
     pub kind: Kind,
     /// The operation that failed, as the user names it (`read`, `flush`, `map`).
@@ -106,13 +112,28 @@ pub struct Error {
     pub source_errno: Option<i32>,
 }
 
+impl Deref for Error {
+    type Target = Details;
+
+    fn deref(&self) -> &Details {
+        &self.0
+    }
+}
+
+impl DerefMut for Error {
+    fn deref_mut(&mut self) -> &mut Details {
+        &mut self.0
+    }
+}
+
 /// What every fallible function of the core returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// An error with a kind, an operation and a sentence.
     pub fn new(kind: Kind, op: &'static str, detail: impl Into<String>) -> Self {
-        Error { kind, op, offset: None, detail: detail.into(), source_errno: None }
+        let detail = detail.into();
+        Error(Box::new(Details { kind, op, offset: None, detail, source_errno: None }))
     }
 
     /// The same error with the byte offset it concerns.

@@ -49,6 +49,7 @@ pub struct Segment {
 
 impl Segment {
     /// The run of `len` bytes at byte `at` of `region`.
+    #[inline(always)]
     pub fn new(region: RegionId, at: u64, len: u64) -> Self {
         let offset = (at % FRAME_SIZE) as u32;
         Segment { region, pfn: Pfn(at >> FRAME_SHIFT), offset, len }
@@ -79,6 +80,7 @@ impl Sg {
     /// `data` must be valid for `len` bytes, for reading (writes to media) or writing (reads), for
     /// as long as this list is in use. Other threads may change the bytes meanwhile; nobody may
     /// free them.
+    #[inline(always)]
     pub unsafe fn host(data: *mut u8, len: u64) -> Self {
         let mut sg = Self::new();
         // SAFETY: the caller vouches for the range.
@@ -90,6 +92,7 @@ impl Sg {
     ///
     /// # Safety
     /// As for [`Sg::host`].
+    #[inline(always)]
     pub unsafe fn push_host(&mut self, data: *mut u8, len: u64) {
         self.append(Segment::new(RegionId::HOST, data as u64, len));
     }
@@ -103,6 +106,9 @@ impl Sg {
         Ok(())
     }
 
+    // Kept together with its callers: a segment that is stored field by field and copied as a whole
+    // makes the CPU wait until the stores are in the cache, and everything before them too.
+    #[inline(always)]
     fn append(&mut self, segment: Segment) {
         assert!(u64::from(segment.offset) < FRAME_SIZE, "segment starts past its frame");
         self.len = self.len.checked_add(segment.len).expect("sg list longer than 2^64");
