@@ -70,8 +70,12 @@ impl Btt {
     }
 
     /// The arena of a sector, the sector's number in it, and how many of `count` lie there.
+    #[inline]
     fn locate(&self, sector: u64, count: u64) -> (&Arena, u32, u32) {
-        let place = self.arenas.partition_point(|placed| placed.first <= sector) - 1;
+        let place = match self.arenas.len() {
+            1 => 0,
+            _ => self.arenas.partition_point(|placed| placed.first <= sector) - 1,
+        };
         let placed = &self.arenas[place];
         let lba = (sector - placed.first) as u32;
         let here = u64::from(placed.arena.geometry().external_nlba - lba).min(count);
@@ -79,15 +83,15 @@ impl Btt {
     }
 
     fn read(&self, request: &Request<'_>) -> Result<()> {
-        let size = u64::from(self.sector_size);
+        let (size, shift) = (u64::from(self.sector_size), self.sector_size.trailing_zeros());
         let mut at = request.at;
         for segment in request.sg.segments() {
             let address = Sg::host_address(segment)?;
             let mut done = 0;
             while done < segment.len {
-                let (skip, rest) = (at % size, segment.len - done);
+                let (skip, rest) = (at & (size - 1), segment.len - done);
                 let len = (size - skip).min(rest);
-                let (arena, lba, _) = self.locate(at / size, 1);
+                let (arena, lba, _) = self.locate(at >> shift, 1);
                 // SAFETY: whoever made the host segment vouches for its range; `done + len` stays
                 // inside it.
                 let result = unsafe {

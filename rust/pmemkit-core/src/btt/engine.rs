@@ -252,16 +252,40 @@ impl Arena {
         len: u32,
     ) -> Result<()> {
         for _ in 0..LOOKS {
-            let look =
-                self.lines[lba as usize / ENTRIES_IN_A_LINE as usize % LINES].versions.look();
+            let state = &self.lines[(lba / ENTRIES_IN_A_LINE) as usize % LINES];
+            let look = state.versions.look();
             let entry = self.entry(medium, lba)?;
-            let from = self.source_of(entry, lba);
+            let block = self.block_of(entry, lba);
+            if !matches!(entry & NORMAL, NORMAL | 0) || block >= self.geometry.internal_nlba {
+                break;
+            }
+            let at = self.geometry.block_at(block) + u64::from(skip);
             // SAFETY: the caller's promise.
-            let result = from.and_then(|from| unsafe { copy_out(medium, from, skip, target, len) });
+            let result = unsafe { medium.load(at, target, u64::from(len)) };
             if look.holds() || self.planted(Plant::NoSecondLook) {
-                return self.outcome(medium, lba, entry, result);
+                if let Err(error) = &result {
+                    self.note_bad(medium, lba, entry, error.kind);
+                }
+                return result;
             }
         }
+        // SAFETY: the caller's promise.
+        unsafe { self.read_tracked(medium, lba, skip, target, len) }
+    }
+
+    /// The same for sectors that are no plain block, or that are written all the time.
+    ///
+    /// # Safety
+    /// As for [`Arena::read`].
+    #[cold]
+    unsafe fn read_tracked(
+        &self,
+        medium: &dyn Medium,
+        lba: u32,
+        skip: u32,
+        target: *mut u8,
+        len: u32,
+    ) -> Result<()> {
         let place = place::place();
         loop {
             let entry = self.entry(medium, lba)?;
@@ -283,7 +307,10 @@ impl Arena {
                 self.readers.leave(place, block);
             }
             if let Some(result) = result {
-                return self.outcome(medium, lba, entry, result);
+                if let Err(error) = &result {
+                    self.note_bad(medium, lba, entry, error.kind);
+                }
+                return result;
             }
         }
     }
@@ -300,18 +327,12 @@ impl Arena {
         }
     }
 
-    /// Notes where media turned out to be bad.
-    fn outcome(&self, medium: &dyn Medium, lba: u32, entry: u32, result: Result<()>) -> Result<()> {
-        if matches!(&result, Err(error) if error.kind == Kind::Media) && entry & NORMAL != ERROR {
-            self.note_bad(medium, lba, entry);
-        }
-        result
-    }
-
-    /// Puts a sector into the error state, as the kernel does where its block cannot be read. That
-    /// this fails too is no news to the reader.
-    fn note_bad(&self, medium: &dyn Medium, lba: u32, entry: u32) {
-        if self.is_read_only() {
+    /// Puts a sector into the error state where its block turned out to be bad, as the kernel does.
+    /// That this fails too is no news to the reader.
+    #[cold]
+    fn note_bad(&self, medium: &dyn Medium, lba: u32, entry: u32, kind: Kind) {
+        let plain = matches!(entry & NORMAL, NORMAL | 0);
+        if kind != Kind::Media || !plain || self.is_read_only() {
             return;
         }
         let mut lines = Lines::new();
