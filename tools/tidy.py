@@ -65,6 +65,7 @@ RANKS = {
     "errors": 0,
     "_native": 0,
     "units": 1,
+    "trust": 1,
     "formats": 2,
     "media": 3,
     "bus": 4,

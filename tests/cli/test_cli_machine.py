@@ -223,7 +223,7 @@ def test_explain_says_what_a_machine_file_declares(tmp_path):
     )
     text = done_well("explain", path).stdout
     assert text.startswith("region0: memory: machine file, nmem0 says nature memory\n")
-    assert 'would be otherwise with nature = "storage"' in text
+    assert 'would be storage with nature = "storage"' in text
     (verdict,) = done_well("explain", path, "region0", "--json").json()
     assert (verdict["dev"], verdict["nature"]) == ("region0", "memory")
     complaint(call("explain", path, "region7"), 2, "region7", "region0")

@@ -8,15 +8,12 @@ What this does not do: open device nodes, load modules, need root.
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pmemkit.bus.model import Bus, Dimm, Map, Mapping, Mode, Namespace, Region
-from pmemkit.bus.nature import Evidence, Nature
-from pmemkit.errors import InvalidArgument
+from pmemkit.bus.sysfs import Node, devices
 
-__all__ = ["kernel_bus", "kernel_evidence"]
+__all__ = ["kernel_bus"]
 
 _MODES: dict[str, Mode] = {
     "raw": "raw",
@@ -26,14 +23,11 @@ _MODES: dict[str, Mode] = {
 }
 _MAPS: dict[str, Map] = {"none": "none", "ram": "mem", "pmem": "dev"}
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
-_NUMBER = re.compile(r"\d+")
 
 
 def kernel_bus(sysfs: str | Path = "/sys") -> tuple[Bus, ...]:
     """Every bus of the machine, in the kernel's order."""
-    devices = Path(sysfs) / "bus" / "nd" / "devices"
-    nodes = [_Node(place.name, place.resolve()) for place in devices.glob("*")]
-    nodes.sort(key=lambda node: [int(number) for number in _NUMBER.findall(node.name)])
+    nodes = devices(sysfs, "nd")
     buses = []
     for node in nodes:
         if not re.fullmatch(r"ndbus\d+", node.name):
@@ -50,41 +44,11 @@ def kernel_bus(sysfs: str | Path = "/sys") -> tuple[Bus, ...]:
     return tuple(buses)
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """One device directory."""
-
-    name: str
-    place: Path
-
-    def text(self, attribute: str) -> str | None:
-        try:
-            return (self.place / attribute).read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError):
-            return None
-
-    def number(self, attribute: str) -> int | None:
-        text = self.text(attribute)
-        try:
-            return None if text is None else int(text, 0)
-        except ValueError:
-            return None
-
-    def node(self, attribute: str = "numa_node") -> int | None:
-        """A NUMA node; the kernel's -1 is none."""
-        number = self.number(attribute)
-        return number if number is not None and number >= 0 else None
-
-    def state(self) -> Literal["disabled"] | None:
-        """Whether no driver has it."""
-        return None if (self.place / "driver").exists() else "disabled"
-
-
-def _of(nodes: list[_Node], pattern: str) -> list[_Node]:
+def _of(nodes: list[Node], pattern: str) -> list[Node]:
     return [node for node in nodes if re.fullmatch(pattern, node.name)]
 
 
-def _dimm(node: _Node) -> Dimm:
+def _dimm(node: Node) -> Dimm:
     return Dimm(
         dev=node.name,
         id=node.text("nfit/id"),
@@ -94,7 +58,7 @@ def _dimm(node: _Node) -> Dimm:
     )
 
 
-def _region(node: _Node, nodes: list[_Node]) -> Region:
+def _region(node: Node, nodes: list[Node]) -> Region:
     number = node.name.removeprefix("region")
     inside = [each for each in nodes if node.place in each.place.parents]
     namespaces = tuple(
@@ -117,7 +81,7 @@ def _region(node: _Node, nodes: list[_Node]) -> Region:
     )
 
 
-def _mappings(node: _Node) -> tuple[Mapping, ...]:
+def _mappings(node: Node) -> tuple[Mapping, ...]:
     mappings = []
     for index in range(node.number("mappings") or 0):
         fields = (node.text(f"mapping{index}") or "").split(",")
@@ -133,14 +97,14 @@ def _mappings(node: _Node) -> tuple[Mapping, ...]:
     return tuple(mappings)
 
 
-def _namespace(node: _Node, nodes: list[_Node]) -> Namespace:
+def _namespace(node: Node, nodes: list[Node]) -> Namespace:
     holder_name = node.text("holder")
     holder = next((each for each in nodes if each.name == holder_name), None)
     claim = holder or node
     mode = _MODES.get(node.text("mode") or "raw", "unknown")
     raw_uuid = node.text("uuid")
     uuid = holder.text("uuid") if holder is not None else raw_uuid
-    sector_size = claim.number("sector_size") or (512 if mode != "devdax" else None)
+    sector_size = claim.chosen("sector_size") or (512 if mode != "devdax" else None)
     disk = next((claim.place / "block").glob("*"), None)
     # The second place is that of kernels where dax is a bus and no class.
     characters = [*claim.place.glob("dax/dax*"), *claim.place.glob("dax[0-9]*")]
@@ -160,7 +124,7 @@ def _namespace(node: _Node, nodes: list[_Node]) -> Namespace:
     )
 
 
-def _map_of(mode: Mode, holder: _Node | None) -> Map | None:
+def _map_of(mode: Mode, holder: Node | None) -> Map | None:
     """Where the page map is. fsdax without an info block has it in memory; storage has none, and
     ndctl does not say so."""
     if mode in ("raw", "sector"):
@@ -168,54 +132,3 @@ def _map_of(mode: Mode, holder: _Node | None) -> Map | None:
     if holder is None:
         return "mem"
     return _MAPS.get(holder.text("mode") or "")
-
-
-# --- nature --------------------------------------------------------------------------------------
-
-_HMAT = ("read_latency", "write_latency", "read_bandwidth", "write_bandwidth")
-
-
-def kernel_evidence(region: str, sysfs: str | Path = "/sys") -> list[Evidence]:
-    """What sysfs says of the nature of a region: its type, its provider, its persistence domain,
-    whether CXL calls it ram or pmem, and what HMAT says of its node. Raises
-    :class:`InvalidArgument` where there is no such region."""
-    place = Path(sysfs) / "bus" / "nd" / "devices" / region
-    if not place.exists():
-        raise InvalidArgument(f"{region!r} is no region of this machine", op="explain")
-    node = _Node(region, place.resolve())
-    provider = _provider(node)
-    found = [Evidence(f"provider of {region}", provider or "unknown", None, "hint")]
-    if "DEVTYPE=nd_volatile" in (node.text("uevent") or ""):
-        found.append(Evidence("firmware (NFIT)", "a volatile range", "memory", "firmware"))
-    elif provider == "ACPI.NFIT":
-        found.append(Evidence("firmware (NFIT)", "a persistent range", "storage", "firmware"))
-    domain = node.text("persistence_domain")
-    if domain is not None:
-        found.append(Evidence(f"persistence domain of {region}", domain, None, "hint"))
-    for each in (node.place, *node.place.parents):
-        mode = (
-            _Node(each.name, each).text("mode") if re.fullmatch(r"region\d+", each.name) else None
-        )
-        if mode in ("ram", "pmem"):
-            nature: Nature = "memory" if mode == "ram" else "storage"
-            found.append(Evidence(f"CXL {each.name}", f"mode {mode}", nature, "firmware"))
-            break
-    return found + _access(node, Path(sysfs))
-
-
-def _provider(node: _Node) -> str | None:
-    for parent in node.place.parents:
-        if re.fullmatch(r"ndbus\d+", parent.name):
-            return _Node(parent.name, parent).text("provider")
-    return None
-
-
-def _access(node: _Node, sysfs: Path) -> list[Evidence]:
-    """Latency in ns and bandwidth in MB/s, as HMAT has them for the region's own node."""
-    target = node.node("target_node")
-    if target is None:
-        return []
-    access = sysfs / f"devices/system/node/node{target}/access0/initiators"
-    values = _Node(access.name, access)
-    told = [f"{name} {value}" for name in _HMAT if (value := values.text(name)) is not None]
-    return [Evidence(f"HMAT of node {target}", ", ".join(told), None, "hint")] if told else []

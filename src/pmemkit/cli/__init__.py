@@ -18,6 +18,10 @@ COMMANDS = {
     "list": ("list_namespaces", "regions, namespaces and dimms, as JSON in ndctl's shape"),
     "info": ("show_info", "what a region is and what it promises"),
     "explain": ("explain_region", "storage or memory by nature, and how that is known"),
+    "plan": ("plan_policy", "what a policy would change, step by step"),
+    "apply": ("apply_policy", "make a machine what its policy wants"),
+    "undo": ("undo_policy", "take back what apply changed"),
+    "diff": ("plan_policy:run_diff", "is a machine as its policy wants it?"),
     "create-namespace": ("create_namespace", "make a namespace on an image"),
     "destroy-namespace": ("destroy_namespace", "remove one"),
     "reconfigure": ("reconfigure_namespace", "turn one into another mode"),
@@ -101,9 +105,9 @@ def _run(words: list[str]) -> int:
 
 
 def _sentence(error: OSError) -> str:
-    """What went wrong, in one line, with the path."""
+    """What went wrong, with the path: one line, or one for each problem of a file."""
     if hasattr(error, "kind"):
-        return " ".join(str(error).split())
+        return "\n".join(" ".join(line.split()) for line in str(error).splitlines())
     path = f"{error.filename}: " if error.filename else ""
     return f"{path}{error.strerror or error}"
 

@@ -1,16 +1,16 @@
 """``pmem list``: what there is, as JSON in ndctl's shape."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pmemkit.cli._common import make_parser, print_json, size
 from pmemkit.cli._namespaces import note, the_machine
 from pmemkit.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from pmemkit.bus import Bus
+    from pmemkit.bus import Bus, ImageBus
 
 __all__ = ["run"]
 
@@ -35,7 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-D", "--dimms", action="store_true", help="dimms")
     parser.add_argument("-B", "--buses", action="store_true", help="buses, everything inside them")
     parser.add_argument("-i", "--idle", action="store_true", help="disabled and empty ones, too")
-    parser.add_argument("-v", "--verbose", action="store_true", help="more fields")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="more fields; of regions also nature"
+    )
     parser.add_argument("-u", "--human", action="store_true", help="sizes for people")
     parser.add_argument("-d", "--dimm", help="only what this dimm is part of: nmem0, or 0")
     parser.add_argument("-r", "--region", help="only this one: region0, or 0")
@@ -51,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.mode and options.mode not in _MODES:
         text = f"mode {options.mode!r} is none of {', '.join(_MODES)}"
         raise InvalidArgument(text, op="list")
-    buses = [_images(options)] if options.paths else list(kernel_bus())
+    seen = _images(options) if options.paths else None
+    buses = list(kernel_bus()) if seen is None else [_record(seen, options)]
     found = listing(
         [_filtered(bus, options) for bus in buses],
         buses=options.buses,
@@ -60,22 +63,55 @@ def run(arguments: Sequence[str]) -> int:
         dimms=options.dimms,
         human=options.human,
     )
+    if options.verbose and options.regions:
+        _add_natures(found, _natures(seen))
     if options.human and isinstance(found, list) and len(found) == 1:
         found = found[0]
     print_json(found)
     return 0
 
 
+def _natures(seen: "ImageBus | None") -> dict[str, str]:
+    """The nature of each region."""
+    if seen is not None:
+        from pmemkit.bus.nature import image_evidence, judge
+
+        return {each.dev: judge(image_evidence(each)).nature for each in seen.regions}
+    from pmemkit.bus.verdicts import machine_verdicts
+
+    verdicts, notes = machine_verdicts()
+    for each in notes:
+        note(each)
+    return {dev: verdict.nature for dev, verdict in verdicts.items()}
+
+
+def _add_natures(found: Any, natures: Mapping[str, str]) -> None:
+    """Adds to regions what ndctl does not know; a listing without -v stays as ndctl prints it."""
+    if isinstance(found, list):
+        for each in found:
+            _add_natures(each, natures)
+    elif isinstance(found, dict):
+        if found.get("dev") in natures:
+            found["nature"] = natures[found["dev"]]
+        _add_natures(found.get("regions"), natures)
+
+
 _MODES = ("raw", "sector", "fsdax", "devdax", "system-ram")
 
 
-def _images(options: argparse.Namespace) -> "Bus":
-    from pmemkit.bus import bus_record, observe
+def _images(options: argparse.Namespace) -> "ImageBus":
+    from pmemkit.bus import observe
     from pmemkit.namespace.advice import notes
 
     seen = observe(the_machine(options, options.paths))
     for each in notes(seen):
         note(each)
+    return seen
+
+
+def _record(seen: "ImageBus", options: argparse.Namespace) -> "Bus":
+    from pmemkit.bus import bus_record
+
     return bus_record(seen, idle=options.idle, verbose=options.verbose)
 
 

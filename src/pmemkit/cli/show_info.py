@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pmemkit.cli._common import make_parser, print_json
-from pmemkit.cli._namespaces import add_machine_options, the_machine
+from pmemkit.cli._namespaces import add_machine_options, note, the_machine
 from pmemkit.errors import InvalidArgument
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
     from pmemkit.bus.image import ImageBus, ImageNamespace
+    from pmemkit.bus.nature import Verdict
     from pmemkit.media import OpenedMedium
     from pmemkit.storage import Region
 
@@ -98,13 +99,14 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
         port = media.port()
         leaf = _leaf_size(opened)
         here = None if region.place is None else region.place.namespace
-        spec = None if here is None else here.region.dimms[0].spec
         mapped = here is not None and here.claim.mode in ("fsdax", "devdax")
+        verdict = _verdict(options.path, here)
         return {
             "path": region.path,
             "kind": opened.backing,
             "size": region.size,
-            "nature": "unknown" if spec is None else spec.nature,
+            "nature": "unknown" if verdict is None else verdict.nature,
+            "nature_because": None if verdict is None else verdict.because,
             "personality": "storage",
             "mode": region.mode,
             "granularity": region.granularity,
@@ -130,6 +132,25 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "cacheline_size": port.cacheline_size,
             **({} if here is None else {"namespace": _namespace_facts(here)}),
         }
+
+
+def _verdict(path: str, here: "ImageNamespace | None") -> "Verdict | None":
+    """What the region is by nature; ``None`` for a file that is no namespace of a machine."""
+    if here is not None:
+        from pmemkit.bus.nature import image_evidence, judge
+
+        return judge(image_evidence(here.region))
+    from pmemkit.bus.evidence_kernel import region_of_device
+
+    region = region_of_device(path)
+    if region is None:
+        return None
+    from pmemkit.bus.verdicts import machine_verdicts
+
+    verdicts, notes = machine_verdicts([region])
+    for each in notes:
+        note(each)
+    return next(iter(verdicts.values()))
 
 
 def _atomicity(here: "ImageNamespace | None", granularity: str) -> str:
@@ -228,8 +249,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     room = "" if allocated is None else f", {format_size(allocated)} allocated"
     tables = format_size(facts["page_tables_bytes"])
     mapping = "MAP_SYNC" if facts["map_sync"] else "no MAP_SYNC"
-    nature = facts["nature"]
-    taken = "unknown, so it is taken for storage" if nature == "unknown" else nature
+    nature, because = facts["nature"], facts["nature_because"]
+    taken = "unknown, so it is taken for storage" if because is None else f"{nature}: {because}"
     rows = [
         ("kind", facts["kind"]),
         ("size", f"{format_size(facts['size'])} ({facts['size']} bytes)"),

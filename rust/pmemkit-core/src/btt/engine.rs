@@ -154,13 +154,24 @@ pub struct Arena {
     pub(super) finished: Vec<(u32, u32)>,
 }
 
-/// A number for the calling thread, from 0 on.
-fn thread_number() -> usize {
+thread_local! {
+    static NUMBER: Cell<usize> = Cell::new(next_number());
+}
+
+fn next_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static NUMBER: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed));
-    }
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A number for the calling thread, from 0 on, that no other thread ever has.
+fn thread_number() -> usize {
     NUMBER.with(Cell::get)
+}
+
+/// Gives the calling thread another number, so that tests choose its lane.
+#[cfg(any(test, feature = "planted-faults"))]
+pub(super) fn impersonate(number: usize) {
+    NUMBER.with(|cell| cell.set(number));
 }
 
 /// The map entry that a word holds for a sector.

@@ -14,6 +14,8 @@ mod check;
 mod device;
 mod engine;
 #[cfg(any(test, feature = "planted-faults"))]
+pub mod explore;
+#[cfg(any(test, feature = "planted-faults"))]
 mod fixture;
 mod geometry;
 mod lock;

@@ -1,0 +1,38 @@
+"""The nature of the regions of this machine, with all that can be asked: declarations, sysfs, and
+what devices report of their health.
+
+What this does not do: anything where there is no region; then no program runs.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pmemkit.bus.declarations import Declaration, load_declarations
+from pmemkit.bus.evidence_health import health_of_machine
+from pmemkit.bus.evidence_kernel import find_region, region_names, verdict_of
+from pmemkit.bus.nature import Verdict
+from pmemkit.bus.programs import Run, run_program
+
+__all__ = ["machine_verdicts"]
+
+
+def machine_verdicts(
+    names: Iterable[str] | None = None,
+    *,
+    declarations: Iterable[Declaration] | None = None,
+    sysfs: str | Path = "/sys",
+    proc: str | Path = "/proc",
+    run: Run = run_program,
+) -> tuple[dict[str, Verdict], list[str]]:
+    """Verdicts by region, of these or of all of them, and notes on what could not be asked.
+
+    ``declarations``: those of the machine where they are not given. Raises
+    :class:`InvalidArgument` for a name that is no region, and for declarations that are wrong.
+    """
+    declared = tuple(load_declarations() if declarations is None else declarations)
+    chosen = region_names(sysfs) if names is None else names
+    found = {region.dev: region for region in (find_region(name, sysfs) for name in chosen)}
+    devices = [each.dev for region in found.values() for each in region.dimms]
+    devices += [each.dev for region in found.values() for each in region.memdevs]
+    health, notes = health_of_machine(dict.fromkeys(devices), run)
+    return {dev: verdict_of(dev, sysfs, proc, declared, health) for dev in found}, notes
