@@ -5,7 +5,7 @@ import os
 import pytest
 
 from pmemkit.bus import Bus, Namespace, Region, image_bus, kernel_bus, listing
-from pmemkit.bus.kernel import kernel_evidence
+from pmemkit.bus.evidence_kernel import kernel_evidence
 from pmemkit.bus.nature import judge
 from pmemkit.errors import InvalidArgument, NotSupported, SystemFailure
 
@@ -283,7 +283,7 @@ def test_hmat_is_shown_and_decides_nothing(machine):
     (access / "write_bandwidth").write_text("4000\n")
     shown = [each for each in kernel_evidence("region3", machine.root) if "HMAT" in each.source]
     assert [(each.value, each.says) for each in shown] == [
-        ("read_latency 250, write_bandwidth 4000", None)
+        ("read latency 250 ns, write bandwidth 4000 MiB/s", None)
     ]
 
 

@@ -182,7 +182,7 @@ class TestSectorsOnAFileInStrictOrder(Sectors):
     strict = True
 
     def make_medium(self):
-        file = self.resources.enter_context(tempfile.TemporaryFile())
+        file = self.resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         file.truncate(self.arena.size)
         return media.map_file(file.fileno(), self.arena.size, granularity="page"), None
 

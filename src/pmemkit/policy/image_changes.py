@@ -106,12 +106,14 @@ class Changes:
 
     def carry_out(self, images: Images, progress: Progress | None = None) -> None:
         """Makes the change."""
-        more = {} if progress is None else {"progress": progress}
         groups: list[Step] = [
             [Clear(c.offset, c.length) if c.after is None else (c.offset, c.after) for c in group]
             for group in self.groups
         ]
-        images.carry_out(self.dimm, groups, **more)
+        if progress is None:
+            images.carry_out(self.dimm, groups)
+        else:
+            images.carry_out(self.dimm, groups, progress=progress)
 
     def place(self, images: Images) -> int | None:
         """How many groups are on the media; of the last of them maybe not all writes. ``None``:

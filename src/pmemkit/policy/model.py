@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from fractions import Fraction
 from typing import Any, Final, Literal, Protocol
 
+from pmemkit.bus.model import Map, Mode
 from pmemkit.bus.nature import Nature
 
 __all__ = [
@@ -43,7 +44,6 @@ __all__ = [
     "as_plain",
 ]
 
-Mode = Literal["raw", "sector", "fsdax", "devdax", "unknown"]
 Personality = Literal["storage", "dax", "memory"]
 
 
@@ -91,7 +91,7 @@ class NamespaceState:
     """Bytes that a user of it sees."""
     uuid: str | None = None
     name: str | None = None
-    map: Literal["mem", "dev"] | None = None
+    map: Map | None = None
     align: int | None = None
     sector_size: int | None = None
     enabled: bool = True

@@ -20,7 +20,7 @@ plans again until nothing is to be done.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final
 
@@ -70,6 +70,10 @@ class _Budget:
     deferred: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def copy(self) -> "_Budget":
+        """What a region may spend of, to be thrown away when it is refused."""
+        return _Budget(self.maps, dict(self.mounts), list(self.steps))
+
 
 def plan(machine: MachineState, policy: Policy) -> Plan:
     """The steps that make the machine what the policy wants it to be."""
@@ -82,7 +86,7 @@ def plan(machine: MachineState, policy: Policy) -> Plan:
             budget.notes.append(f"{region.dev}: no rule is for it, so it is left alone")
             continue
         budget.notes.append(f"{region.dev} ({region.nature}): rule {rule.name!r}")
-        planner = _Region(machine, policy, region, rule, replace_budget(budget))
+        planner = _Region(machine, policy, region, rule, budget.copy())
         try:
             planner.run()
         except _Refused as refusal:
@@ -95,11 +99,6 @@ def plan(machine: MachineState, policy: Policy) -> Plan:
         deferred=tuple(budget.deferred),
         notes=tuple(budget.notes),
     )
-
-
-def replace_budget(budget: _Budget) -> _Budget:
-    """A copy to be thrown away when the region is refused."""
-    return _Budget(budget.maps, dict(budget.mounts), list(budget.steps))
 
 
 def _take_over(budget: _Budget, tried: _Budget) -> None:
@@ -229,7 +228,7 @@ class _Region:
             self.device(device.dev, device, share.want)
 
     def device(self, target: str, now: DaxState | None, want: Want) -> None:
-        """Makes a DAX device what it is to be; ``now`` is ``None`` for one that is not there yet."""
+        """Makes a DAX device what it is to be; ``now``: what it is, if it is there yet."""
         if want.personality == "memory":
             self.to_memory(target, now, want.online or "movable", want)
         elif now is not None and now.mode != "devdax":
@@ -291,7 +290,8 @@ class _Region:
 
     def lay_out(self) -> list[_Slot]:
         """The shares with their sizes, rounded down to what is legal."""
-        region, sizes = self.region, []
+        region = self.region
+        sizes: list[int | None] = []
         whole = len(self.rule.shares) == 1 and self.rule.shares[0].size in (None, Fraction(1))
         if whole and not region.labelled and self.rule.shares[0].name is None:
             return [_Slot(self.rule.shares[0], region.size)]
@@ -415,7 +415,7 @@ class _Region:
     def loss(self, namespace: NamespaceState) -> str:
         content = namespace.content
         if content is None:
-            what = namespace.damaged and f"damaged: {namespace.damaged}" or "nothing known on it"
+            what = (namespace.damaged and f"damaged: {namespace.damaged}") or "nothing known on it"
         else:
             label = f" {content.label!r}" if content.label else ""
             what = f"{content.name}{label} ({content.kind})"
@@ -586,7 +586,8 @@ def _plan_cxl(machine: MachineState, policy: Policy, wish: CxlWant, budget: _Bud
     if size == 0 or size > room:
         taken = [r.dev for r in here if r.cxl is not None and names & set(r.cxl.members)]
         held = f"; {', '.join(taken)} has it: destroy it first" if taken else ""
-        why_not = f"{format_size(size or _CXL_UNIT * ways)} are needed, {format_size(room)} are free{held}"
+        needed = format_size(size or _CXL_UNIT * ways)
+        why_not = f"{needed} are needed, {format_size(room)} are free{held}"
     elif decoder is None:
         why_not = "no root decoder reaches all of its members"
     elif verb not in machine.verbs:

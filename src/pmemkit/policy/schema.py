@@ -37,7 +37,7 @@ from pmemkit.formats import btt
 from pmemkit.formats.infoblock import ALIGNMENTS
 from pmemkit.policy.document import LIST_MOST, TEXT_SIZE_MOST, Table, read_document, refusal, shown
 from pmemkit.policy.model import CxlWant, Guards, Match, Personality, Policy, Rule, Share, Want
-from pmemkit.policy.trusted import read_trusted
+from pmemkit.trust import read_trusted
 from pmemkit.units import format_size, parse_size
 
 __all__ = ["RULES_MOST", "load_policy", "parse_policy"]
