@@ -118,6 +118,7 @@ def _namespace(here: ImageNamespace, users: Mapping[str, list[_User]]) -> Namesp
         dev=here.dev,
         mode=claim.mode,
         size=here.size,
+        offset=here.offset,
         capacity=claim.size if claim.size is not None else here.size,
         uuid=None if uuid is None else str(uuid),
         name=here.name or None,

@@ -132,6 +132,7 @@ def _nd_region(look: _Look, bus: Bus, region: Region, cxl: Iterable[CxlRegion]) 
     labelled = node.number("nstype") == 5
     room = bool(dimms) and all(_has_label_area(look, each.dev) for each in dimms)
     of_cxl = next((each for each in cxl if each.dev == region.dev), None)
+    start = node.number("resource")
     state = RegionState(
         dev=region.dev,
         size=region.size,
@@ -145,7 +146,7 @@ def _nd_region(look: _Look, bus: Bus, region: Region, cxl: Iterable[CxlRegion]) 
         target_node=node.node("target_node"),
         persistence=region.persistence_domain,
         dimms=dimms,
-        namespaces=tuple(_namespace(look, each) for each in region.namespaces),
+        namespaces=tuple(_namespace(look, each, start) for each in region.namespaces),
         cxl=_cxl_state(of_cxl) if of_cxl is not None else None,
         enabled=region.state is None,
         fixed=_fixed(node, volatile),
@@ -220,7 +221,8 @@ def _with_verdict(state: RegionState, verdict: Verdict) -> RegionState:
 # --- namespaces ----------------------------------------------------------------------------------
 
 
-def _namespace(look: _Look, namespace: Namespace) -> NamespaceState:
+def _namespace(look: _Look, namespace: Namespace, start: int | None) -> NamespaceState:
+    """``start``: the address of the region; only root may know it."""
     node = Node(namespace.dev, (look.sysfs / "bus/nd/devices" / namespace.dev).resolve())
     holder_name = node.text("holder") or ""
     if re.fullmatch(r"(btt|pfn|dax)\d{1,9}\.\d{1,9}", holder_name) is None:
@@ -241,10 +243,13 @@ def _namespace(look: _Look, namespace: Namespace) -> NamespaceState:
     if enabled and damaged is None and (device is None or device.mode == "devdax"):
         content, damaged = _content(look, namespace.blockdev, device)
     disk = namespace.blockdev
+    address = node.number("resource")
+    offset = address - start if start and address and address >= start else None
     return NamespaceState(
         dev=namespace.dev,
         mode=mode,
         size=node.size("size") or namespace.size,
+        offset=offset,
         capacity=namespace.size,
         uuid=namespace.uuid or namespace.raw_uuid,
         name=namespace.name,

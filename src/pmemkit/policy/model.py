@@ -87,6 +87,8 @@ class NamespaceState:
     dev: str
     mode: Mode
     size: int
+    offset: int | None = None
+    """Where in its region it begins; ``None``: not known."""
     capacity: int = 0
     """Bytes that a user of it sees."""
     uuid: str | None = None

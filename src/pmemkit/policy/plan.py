@@ -64,7 +64,7 @@ class _Budget:
     maps: int | None
     """Bytes that page maps may still take from the DRAM; ``None``: nobody knows."""
     mounts: dict[str, str] = field(default_factory=dict)
-    """Mount points and the regions that have them."""
+    """Mount points, and the namespaces or regions that have them."""
     steps: list[Step] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     deferred: list[str] = field(default_factory=list)
@@ -77,7 +77,8 @@ class _Budget:
 
 def plan(machine: MachineState, policy: Policy) -> Plan:
     """The steps that make the machine what the policy wants it to be."""
-    budget = _Budget(_map_budget(machine, policy))
+    mounts = {m: n.dev for r in machine.regions for n in r.namespaces for m in n.mounts}
+    budget = _Budget(_map_budget(machine, policy), mounts)
     for wish in policy.cxl:
         _plan_cxl(machine, policy, wish, budget)
     for region in machine.regions:
@@ -227,6 +228,14 @@ class _Region:
         for device in region.devices:
             self.device(device.dev, device, share.want)
 
+    def is_as_wanted(self, now: DaxState | None, want: Want) -> bool:
+        """Whether :meth:`device` has nothing to do."""
+        before = len(self.budget.steps)
+        self.device("", now, want)
+        changed = len(self.budget.steps) > before
+        del self.budget.steps[before:]
+        return not changed
+
     def device(self, target: str, now: DaxState | None, want: Want) -> None:
         """Makes a DAX device what it is to be; ``now``: what it is, if it is there yet."""
         if want.personality == "memory":
@@ -272,12 +281,14 @@ class _Region:
         if self.region.fixed is not None and any(s.have is None or s.changes for s in slots):
             raise self.refuse(f"it cannot be changed: {self.region.fixed}")
         whole = not self.region.labelled and not self.needs_labels(slots)
-        if missing and not whole:
-            self.make_room(missing, others)
-        elif others and not missing:
+        if missing and not whole and not self.region.labelled:
+            self.make_labels()
+        elif missing and not whole:
+            others = self.make_room(slots, others)
+        if others and self.region.labelled:
             names = ", ".join(each.dev for each in others)
             self.budget.notes.append(
-                f"{self.region.dev}: {names} are not in the policy and not in the way"
+                f"{self.region.dev}: {names} not in the policy and not in the way"
             )
         for slot in slots:
             self.settle(slot)
@@ -354,7 +365,8 @@ class _Region:
         return (
             namespace.mode == mode
             and namespace.size == slot.size
-            and namespace.damaged is None
+            # What is on a disabled one is not known; it is enabled first, and looked at again.
+            and (namespace.damaged is None or not namespace.enabled)
             and all(wanted is None or wanted == has for wanted, has in asked)
         )
 
@@ -364,39 +376,71 @@ class _Region:
         named = slot.share.name in (None, namespace.name) or namespace.name is None
         return namespace.size == slot.size and named
 
-    def make_room(self, missing: list[_Slot], others: list[NamespaceState]) -> None:
-        """Labels where there are none, and room for what is missing."""
-        needed = sum(slot.size for slot in missing)
-        if not self.region.labelled:
-            if not self.region.label_room:
-                raise self.refuse(
-                    "it has no label area: it is one namespace, which cannot be divided or named"
-                )
-            lost = [
-                text
-                for each in self.region.namespaces
-                for text in self.doom(each, "the region gets labels", destroy=False)
-            ]
-            why = "only labels divide a region or name a part of it"
-            self.step("init-labels", self.region.dev, why, destroys=tuple(lost), reverse="contents")
-            for slot in missing:
-                slot.have = None
-            return
-        if needed <= self.region.largest:
-            return
-        for each in others:
-            self.doom(each, "its room is needed")
-        freed = self.region.available + sum(each.size for each in others)
-        if needed > freed:
+    def make_labels(self) -> None:
+        """Labels for a region without; what was on it goes."""
+        if not self.region.label_room:
             raise self.refuse(
-                f"{format_size(needed)} are needed and {format_size(freed)} can be had"
+                "it has no label area: it is one namespace, which cannot be divided or named"
             )
+        lost = [
+            text
+            for each in self.region.namespaces
+            for text in self.doom(each, "the region gets labels", destroy=False)
+        ]
+        why = "only labels divide a region or name a part of it"
+        self.step("init-labels", self.region.dev, why, destroys=tuple(lost), reverse="contents")
+
+    def make_room(self, slots: list[_Slot], others: list[NamespaceState]) -> list[NamespaceState]:
+        """Room for what is missing: no more is destroyed than it takes, and what a guard protects
+        comes last. Gives those of the others that stay."""
+        stay = sorted(others, key=self.worth, reverse=True)
+        gone: list[NamespaceState] = []
+        while not self.fits(slots, stay, gone):
+            changing = next((slot for slot in slots if slot.changes), None)
+            if stay:
+                gone.append(stay.pop())
+            elif changing is not None:
+                # Its contents were to be lost anyhow; made anew it may lie where it leaves room.
+                assert changing.have is not None
+                gone.append(changing.have)
+                changing.have, changing.changes = None, False
+            else:
+                needed = sum(slot.size for slot in slots if slot.have is None)
+                can_be = self.region.available + sum(each.size for each in gone)
+                raise self.refuse(
+                    f"{format_size(needed)} are needed; {format_size(can_be)} can be had, but not "
+                    "in one piece between the namespaces that are as wanted"
+                )
+        for each in gone:
+            self.doom(each, "its room is needed")
+        return stay
+
+    def worth(self, namespace: NamespaceState) -> tuple[bool, bool]:
+        """What is destroyed last."""
+        try:
+            self.require_unprotected(namespace)
+        except _Refused:
+            return True, True
+        return False, namespace.content is not None
+
+    def fits(
+        self, slots: list[_Slot], stay: list[NamespaceState], gone: list[NamespaceState]
+    ) -> bool:
+        """Whether what is missing has room, whichever free piece is taken first."""
+        sizes = [slot.size for slot in slots if slot.have is None]
+        kept = stay + [slot.have for slot in slots if slot.have is not None]
+        if any(each.offset is None for each in kept):
+            room = self.region.available + sum(each.size for each in gone)
+            return sum(sizes) <= (room if gone else self.region.largest)
+        gaps = _gaps(self.region, [(each.offset or 0, each.size) for each in kept])
+        return _packs(gaps, sizes, largest=False) and _packs(gaps, sizes, largest=True)
 
     def doom(self, namespace: NamespaceState, why: str, *, destroy: bool = True) -> list[str]:
         """Plans the end of a namespace, if no guard protects it. Gives what is lost, in words."""
         self.require_unprotected(namespace)
         for path in namespace.mounts:
             self.step("umount", namespace.dev, why, params={"path": path}, size=namespace.size)
+            self.budget.mounts.pop(path, None)
         if namespace.dax is not None and namespace.dax.mode == "system-ram":
             self.to_devdax(namespace.dax.dev, namespace.dax, why)
         lost = [self.loss(namespace)]
@@ -444,16 +488,21 @@ class _Region:
             target = self.make(slot)
         elif slot.changes:
             target = self.change(slot, have)
+        elif not have.enabled:
+            if self.can("enable-namespace", f"{have.dev} is enabled"):
+                why = "it is there, and disabled; what is on it is seen when it is enabled"
+                self.step("enable-namespace", have.dev, why, size=have.size)
+            return
         else:
             target = have.dev
-            if not have.enabled and self.can("enable-namespace", f"{have.dev} is enabled"):
-                self.step("enable-namespace", target, "it is there, and disabled", size=have.size)
-        fresh = have is None or slot.changes
+        kept = None if slot.changes else have
         if want.mode in ("devdax", "system-ram"):
-            dax = None if fresh or have is None else have.dax
+            dax = None if kept is None else kept.dax
+            if kept is not None and kept.holders and not self.is_as_wanted(dax, want):
+                raise self.refuse(f"{kept.dev} is in use: {kept.holders[0]}")
             self.device(dax.dev if dax is not None else target, dax, want)
         elif want.filesystem is not None:
-            self.files(slot, target, None if fresh else have)
+            self.files(slot, target, kept)
 
     def params(self, slot: _Slot, place: str | None) -> dict[str, Any]:
         want = slot.share.want
@@ -525,31 +574,53 @@ class _Region:
         want = slot.share.want
         kind, path = want.filesystem, want.mount
         content = None if have is None else have.content
-        if content is not None and content.name != kind:
-            assert have is not None
-            self.require_unprotected(have)
         if path is not None:
-            other = self.budget.mounts.setdefault(path, f"{self.region.dev} {slot.share.line}")
-            if other != f"{self.region.dev} {slot.share.line}":
-                raise self.refuse(f"{path} is the mount point of {other.split()[0]} already")
+            other = self.budget.mounts.get(path)
+            if other is not None and (have is None or other != have.dev):
+                raise self.refuse(f"{path} is the mount point of {other} already")
+            self.budget.mounts[path] = have.dev if have is not None else self.region.dev
         if content is None or content.name != kind:
-            lost = () if have is None or content is None else (self.loss(have),)
+            why = f"rule {self.rule.name!r} wants {kind}"
+            lost = [] if have is None else self.doom(have, why, destroy=False)
             if not self.can("mkfs", f"{kind} is made"):
                 return
             self.step(
                 "mkfs",
                 target,
-                f"rule {self.rule.name!r} wants {kind}",
+                why,
                 params={"filesystem": kind},
-                destroys=lost,
+                destroys=tuple(lost) if content is not None else (),
                 reverse="state",
                 size=slot.size,
             )
         if path is None or (have is not None and path in have.mounts):
             return
+        if have is not None and have.holders:
+            raise self.refuse(f"{have.dev} is in use: {have.holders[0]}")
         if self.can("mount", f"it is mounted at {path}"):
             params = {"filesystem": kind, "path": path, "options": want.mount_options}
             self.step("mount", target, "the policy wants it there", params=params, size=slot.size)
+
+
+def _gaps(region: RegionState, taken: list[tuple[int, int]]) -> list[int]:
+    """Sizes of the free pieces between what is taken, in their order."""
+    gaps, at, unit = [], 0, region.align
+    for start, size in [*sorted(taken), (region.size, 0)]:
+        gaps.append(max(0, start // unit * unit - -(-at // unit) * unit))
+        at = max(at, start + size)
+    return gaps
+
+
+def _packs(gaps: list[int], sizes: list[int], *, largest: bool) -> bool:
+    """Whether pieces of these sizes have room one after the other, each in the first gap that holds
+    it, or in the largest."""
+    left = list(gaps)
+    for size in sizes:
+        fitting = [place for place, gap in enumerate(left) if gap >= size]
+        if not fitting:
+            return False
+        left[max(fitting, key=left.__getitem__) if largest else fitting[0]] -= size
+    return True
 
 
 # --- CXL regions ----------------------------------------------------------------------------------
