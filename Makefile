@@ -66,7 +66,7 @@ guest: override export CMD := $(value CMD)
 guest: peers-guest ## make guest IMG=a.img[,b.img] CMD='ndctl list -RNi' [LABEL=128K]: a real kernel
 	@$(PYTHON) tools/guest.py run --images "$$IMG" --label-size "$(LABEL)" -- "$$CMD"
 
-bench: peers-bench build ## make bench SUITE=nbd|medium|formats [ARGS=--quick]
+bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|policy [ARGS=--quick]
 	mkdir -p build/bench
 	$(PY) -m pmemkit.bench.$(SUITE) --json build/bench/$(SUITE).json $(ARGS)
 

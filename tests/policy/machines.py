@@ -24,6 +24,8 @@ from pmemkit.policy.model import (
 MIB = 1 << 20
 GIB = 1 << 30
 UNIT = 128 * MIB
+SCARCE = 64 * MIB
+"""So little DRAM that not every page map has room in it."""
 NAMES = [None, "a", "b"]
 PATHS = ["/mnt/a", "/mnt/b", "/mnt/c"]
 CONTENTS = [
@@ -59,6 +61,11 @@ def namespaces(draw, number, place, size, paths, labelled):
     if content is not None and content.kind == "filesystem" and paths and draw(st.booleans()):
         mounts = (paths.pop(),)
     damaged = draw(st.sampled_from([None, None, None, "a bad checksum"]))
+    enabled = bool(mounts) or draw(st.sampled_from([True, True, True, False]))
+    dax = None
+    if mode == "devdax":
+        dax = DaxState(dev=f"dax{number}.{place}", size=size, mode="devdax")
+        dax = draw(dax_devices(dax.dev, size)) if enabled else dax
     return NamespaceState(
         dev=dev,
         mode=mode,
@@ -69,11 +76,11 @@ def namespaces(draw, number, place, size, paths, labelled):
         map=draw(st.sampled_from(["mem", "dev"])) if paged else None,
         align=2 * MIB if paged else None,
         sector_size=draw(st.sampled_from([512, 4096])) if mode == "sector" else None,
-        enabled=draw(st.sampled_from([True, True, True, False])) if not mounts else True,
+        enabled=enabled,
         content=content,
         mounts=mounts,
-        holders=() if mounts else draw(st.sampled_from([(), (), (), ("a server",)])),
-        dax=draw(dax_devices(f"dax{number}.{place}", size)) if mode == "devdax" else None,
+        holders=() if mounts or not enabled else draw(st.sampled_from([(), (), ("a server",)])),
+        dax=dax,
         damaged=damaged if mode != "devdax" and content is None else None,
     )
 
@@ -137,7 +144,7 @@ def machines(draw):
         name="simulated",
         regions=tuple(draw(regions(number, paths)) for number in range(count)),
         memdevs=memdevs,
-        dram=draw(st.sampled_from([None, 64 * MIB, 64 * GIB])),
+        dram=draw(st.sampled_from([None, SCARCE, 64 * GIB])),
     )
 
 
@@ -221,7 +228,7 @@ def policies(draw):
     guards = Guards(
         keep_signatures=draw(st.booleans()),
         keep_if_mounted=draw(st.booleans()),
-        protect=draw(st.sampled_from([(), ("a",), ("namespace1.*",)])),
+        protect=draw(st.sampled_from([(), ("namespace1.0", "uuid-namespace0.1")])),
     )
     return Policy(rules=tuple(rules), cxl=cxl, guards=guards)
 
@@ -289,6 +296,6 @@ def guarded(machine: MachineState, policy: Policy) -> dict[str, NamespaceState]:
         if (guards.keep_signatures and (each.content is not None or each.damaged is not None))
         or (guards.keep_if_mounted and each.mounts)
         or each.holders
-        or ("a" in guards.protect and each.name == "a")
-        or ("namespace1.*" in guards.protect and each.dev.startswith("namespace1."))
+        or each.dev in guards.protect
+        or each.uuid in guards.protect
     }

@@ -25,7 +25,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from pmemkit.policy.bills import map_size, step_seconds, wear_forecast
-from pmemkit.policy.match import any_glob, first_rule, members_of
+from pmemkit.policy.match import any_glob, members_of, rule_finder
 from pmemkit.policy.model import (
     CxlWant,
     DaxState,
@@ -81,8 +81,9 @@ def plan(machine: MachineState, policy: Policy) -> Plan:
     budget = _Budget(_map_budget(machine, policy), mounts)
     for wish in policy.cxl:
         _plan_cxl(machine, policy, wish, budget)
+    rule_of = rule_finder(policy)
     for region in machine.regions:
-        rule = first_rule(policy, region)
+        rule = rule_of(region)
         if rule is None:
             budget.notes.append(f"{region.dev}: no rule is for it, so it is left alone")
             continue
@@ -438,6 +439,8 @@ class _Region:
     def doom(self, namespace: NamespaceState, why: str, *, destroy: bool = True) -> list[str]:
         """Plans the end of a namespace, if no guard protects it. Gives what is lost, in words."""
         self.require_unprotected(namespace)
+        if namespace.map == "mem" and self.budget.maps is not None:
+            self.budget.maps += map_size(namespace.capacity)
         for path in namespace.mounts:
             self.step("umount", namespace.dev, why, params={"path": path}, size=namespace.size)
             self.budget.mounts.pop(path, None)
