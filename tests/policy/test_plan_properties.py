@@ -5,6 +5,7 @@ result is right: :func:`machines.is_reached` and :func:`machines.guarded` are wr
 """
 
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from pmemkit.policy.plan import plan
 from pmemkit.testing.simulated_bus import SimulatedBus
 
 many = settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=5000 if os.environ.get("PMEMKIT_SOAK") == "1" else 100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "the_actions",
     "the_journal",
     "the_plan",
+    "the_policy",
     "wants_yes",
     "write_plan",
 ]
@@ -48,6 +49,18 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """A policy and the machine that it is for."""
     parser.add_argument("policy", metavar="POLICY", help="the policy file")
     add_machine_option(parser)
+    parser.add_argument(
+        "--trust-policy",
+        action="store_true",
+        help="as root, take a policy that others than root can write, too",
+    )
+
+
+def the_policy(options: argparse.Namespace) -> "Policy":
+    """The policy that the options name."""
+    from pmemkit.policy.schema import load_policy
+
+    return load_policy(options.policy, trusted=True if options.trust_policy else None)
 
 
 def the_actions(options: argparse.Namespace, say: Callable[[str], None] | None = None) -> "Actions":

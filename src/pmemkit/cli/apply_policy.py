@@ -15,6 +15,7 @@ from pmemkit.cli._policy import (
     the_actions,
     the_journal,
     the_plan,
+    the_policy,
     wants_yes,
 )
 
@@ -40,7 +41,6 @@ plan is another one by now, or nobody can be asked. Otherwise that of the error.
 def run(arguments: Sequence[str]) -> int:
     """Plans, asks, carries out and reports."""
     from pmemkit.policy.apply import apply
-    from pmemkit.policy.schema import load_policy
 
     parser = make_parser("apply", "Make a machine what its policy wants.", _EXAMPLES, _NOTES)
     add_policy_arguments(parser)
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.add_argument("--journal", metavar="DIR", help="instead of the machine's own")
     options = parser.parse_args(arguments)
-    policy = load_policy(options.policy)
+    policy = the_policy(options)
     follower = Follower()
     actions = the_actions(options, follower.say)
     if options.dry_run:

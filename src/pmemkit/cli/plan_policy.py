@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pmemkit.cli._common import make_parser, print_json
-from pmemkit.cli._policy import add_policy_arguments, step_text, the_actions, the_plan, write_plan
+from pmemkit.cli._policy import (
+    add_policy_arguments,
+    step_text,
+    the_actions,
+    the_plan,
+    the_policy,
+    write_plan,
+)
 
 if TYPE_CHECKING:
     from pmemkit.policy.model import Plan
@@ -28,7 +35,6 @@ _DIFF_NOTES = "Exit code 0: no drift. 1: there is some, a line each."
 def run(arguments: Sequence[str]) -> int:
     """Prints the plan."""
     from pmemkit.policy.report import plan_json, plan_table
-    from pmemkit.policy.schema import load_policy
 
     what = "Show what has to be done to make a machine what its policy wants."
     parser = make_parser("plan", what, _EXAMPLES, _NOTES)
@@ -37,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--exit-code", action="store_true", help="1 where the plan is not empty")
     parser.add_argument("--out", metavar="FILE", help="put it into a file, for apply --plan")
     options = parser.parse_args(arguments)
-    policy = load_policy(options.policy)
+    policy = the_policy(options)
     actions = the_actions(options)
     machine = actions.observe()
     from pmemkit.policy.plan import plan
@@ -54,14 +60,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def run_diff(arguments: Sequence[str]) -> int:
     """Says in what a machine is not as its policy wants it."""
-    from pmemkit.policy.schema import load_policy
 
     what = "Say in what a machine is not as its policy wants it."
     parser = make_parser("diff", what, _DIFF_EXAMPLES, _DIFF_NOTES)
     add_policy_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a list of differences")
     options = parser.parse_args(arguments)
-    policy = load_policy(options.policy)
+    policy = the_policy(options)
     found = the_plan(the_actions(options), policy)
     drift = _drift(found)
     if options.json:

@@ -9,7 +9,7 @@ that are interleaved over several dimms; they are there and :attr:`RegionState.f
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from pmemkit.bus.image import ImageBus, ImageNamespace, ImageRegion
 from pmemkit.bus.nature import Verdict, image_evidence, judge
 from pmemkit.errors import PmemError
 from pmemkit.formats import guids
-from pmemkit.namespace.advice import require_sound
+from pmemkit.namespace.advice import require_sound, require_start
 from pmemkit.policy.model import (
     Content,
     DaxState,
@@ -81,6 +81,7 @@ def _region(region: ImageRegion, users: Mapping[str, list[_User]]) -> RegionStat
         ),
         namespaces=tuple(_namespace(each, users) for each in region.namespaces),
         fixed=_fixed(region),
+        unmappable=_said(lambda: require_start(region, region.start, force=False)),
     )
 
 
@@ -89,10 +90,15 @@ def _fixed(region: ImageRegion) -> str | None:
         return f"it is interleaved over {region.span.ways} dimms; such images are not changed"
     if any(dimm.spec.unarmed for dimm in region.dimms):
         return "its dimm is unarmed: it is read-only to a kernel"
+    return _said(lambda: require_sound(region, "plan"))
+
+
+def _said(check: Callable[[], object]) -> str | None:
+    """What a check complains about."""
     try:
-        require_sound(region, "plan")
-    except PmemError as damage:
-        return str(damage)
+        check()
+    except PmemError as complaint:
+        return complaint.message
     return None
 
 

@@ -168,6 +168,8 @@ class RegionState:
     enabled: bool = True
     fixed: str | None = None
     """Why nothing of it can be changed; ``None``: it can."""
+    unmappable: str | None = None
+    """Why no part of it can have a page map, as fsdax and devdax do; ``None``: it can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

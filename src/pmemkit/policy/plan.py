@@ -49,6 +49,8 @@ __all__ = ["plan"]
 _SIZE_LEAST: Final = 16 << 20
 """Of a namespace with an info block."""
 _DEFAULT_ALIGN: Final = 2 << 20
+_PAGED: Final = ("fsdax", "devdax", "system-ram")
+"""The modes that have a page map."""
 _GRANULARITY: Final = 256
 _CXL_UNIT: Final = 256 << 20
 
@@ -279,8 +281,12 @@ class _Region:
         missing = [slot for slot in slots if slot.have is None]
         mine = {slot.have.dev for slot in slots if slot.have is not None}
         others = [each for each in self.region.namespaces if each.dev not in mine]
-        if self.region.fixed is not None and any(s.have is None or s.changes for s in slots):
+        changing = [slot for slot in slots if slot.have is None or slot.changes]
+        if changing and self.region.fixed is not None:
             raise self.refuse(f"it cannot be changed: {self.region.fixed}")
+        paged = [slot.share.want.mode for slot in changing if slot.share.want.mode in _PAGED]
+        if paged and self.region.unmappable is not None:
+            raise self.refuse(f"it cannot be {paged[0]}: {self.region.unmappable}")
         whole = not self.region.labelled and not self.needs_labels(slots)
         if missing and not whole and not self.region.labelled:
             self.make_labels()
@@ -329,7 +335,7 @@ class _Region:
 
     def legal(self, share: Share, size: int) -> int:
         want = share.want
-        paged = want.mode in ("fsdax", "devdax", "system-ram")
+        paged = want.mode in _PAGED
         unit = max(self.region.align, (want.align or _DEFAULT_ALIGN) if paged else 0)
         legal = size // unit * unit
         least = max(unit, 0 if want.mode == "raw" else _SIZE_LEAST)
@@ -462,7 +468,7 @@ class _Region:
     def loss(self, namespace: NamespaceState) -> str:
         content = namespace.content
         if content is None:
-            what = (namespace.damaged and f"damaged: {namespace.damaged}") or "nothing known on it"
+            what = (namespace.damaged and f"damaged: {namespace.damaged}") or "no known signature"
         else:
             label = f" {content.label!r}" if content.label else ""
             what = f"{content.name}{label} ({content.kind})"
@@ -521,7 +527,7 @@ class _Region:
     def bill(self, slot: _Slot) -> PageMap | None:
         """Where the page map of a new namespace goes, and what it takes."""
         want = slot.share.want
-        if want.mode not in ("fsdax", "devdax", "system-ram"):
+        if want.mode not in _PAGED:
             return None
         size = map_size(slot.size)
         place = want.map or "mem"
