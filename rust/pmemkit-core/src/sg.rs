@@ -137,13 +137,20 @@ impl Sg {
     }
 
     /// The address of a `HOST` segment; any other region is an error, with its number in it.
+    #[inline(always)]
     pub fn host_address(segment: &Segment) -> Result<*mut u8> {
         if segment.region != RegionId::HOST {
-            let text = format!("region {} has no address in this process", segment.region.0);
-            return Err(Error::new(Kind::NotSupported, "sg", text));
+            return Err(no_address(segment.region));
         }
         Ok(segment.at() as *mut u8)
     }
+}
+
+#[cold]
+#[inline(never)]
+fn no_address(region: RegionId) -> Error {
+    let text = format!("region {} has no address in this process", region.0);
+    Error::new(Kind::NotSupported, "sg", text)
 }
 
 #[cfg(test)]

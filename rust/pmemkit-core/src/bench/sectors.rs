@@ -9,6 +9,7 @@
 //! What this does not do: set up the pool of ours (Python does), take turns, judge.
 
 use std::ffi::{c_int, c_longlong, c_void, CString};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -17,7 +18,7 @@ use std::time::Instant;
 use super::Library;
 use crate::block::{Channel, Flags, Op, Request};
 use crate::error::{Error, Kind, Result};
-use crate::media::{Granularity, Mapped, Medium, Store};
+use crate::media::{memfd, set_length, FileOptions, Granularity, Mapped, Medium, Store};
 use crate::sg::Sg;
 
 /// Something with sectors that can be read and written from several threads.
@@ -125,9 +126,11 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Populated private memory of `len` bytes, written back by cache line.
+    /// Populated shared memory of `len` bytes, as the engines have it, written back by cache line.
     pub fn new(len: u64, size: usize) -> Result<Floor> {
-        let medium = Mapped::anonymous_as(len, false, Granularity::Cacheline)?;
+        let file = memfd("pmemkit-floor", false)?;
+        set_length(file.as_fd(), len)?;
+        let medium = Mapped::file(file.as_fd(), len, FileOptions::new(Granularity::Cacheline))?;
         medium.zero(0, len)?;
         let count = len / (size as u64 + 8);
         if size < 64 || count == 0 {

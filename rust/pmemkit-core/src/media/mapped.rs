@@ -204,12 +204,18 @@ impl Mapped {
     }
 
     /// The current view.
+    #[inline(always)]
     fn view(&self) -> View {
         // SAFETY: set before the constructor returns; views live until `drop`.
         unsafe { *self.view.load(Ordering::Acquire) }
     }
 
     /// The view, when the range lies within it.
+    ///
+    /// Always inlined, like what is called beside it: a view that goes through memory on the way
+    /// is read back wider than it was written, which waits until every older store is done, those
+    /// of a copy that still misses the cache among them. Reads then do not overlap any more.
+    #[inline(always)]
     fn readable(&self, op: &'static str, at: u64, len: u64) -> Result<View> {
         let view = self.view();
         check_range(op, at, len, view.len)?;
@@ -217,20 +223,12 @@ impl Mapped {
     }
 
     /// The view, when the range lies within it and may be stored to.
+    #[inline(always)]
     fn writable(&self, op: &'static str, at: u64, len: u64) -> Result<View> {
         if self.read_only {
             return Err(read_only(op).at(at));
         }
         self.readable(op, at, len)
-    }
-
-    /// The view, when the range is an aligned u64 within it.
-    fn aligned(&self, op: &'static str, at: u64, view: Result<View>) -> Result<View> {
-        if !at.is_multiple_of(8) {
-            let text = format!("byte {at} is not a multiple of 8");
-            return Err(Error::new(Kind::Invalid, op, text).at(at));
-        }
-        view
     }
 
     /// How a store is carried out with this granularity.
@@ -242,6 +240,7 @@ impl Mapped {
     }
 
     /// Turns a fault into an error with its cause.
+    #[inline(always)]
     fn settle(
         &self,
         op: &'static str,
@@ -257,6 +256,7 @@ impl Mapped {
     }
 
     #[cold]
+    #[inline(never)]
     fn fault(&self, op: &'static str, view: View, at: u64, len: u64, address: u64) -> Error {
         // A touch of a line may fault at its start, a touch of memory at any byte of it.
         let offset = address.wrapping_sub(view.base as u64);
@@ -364,6 +364,22 @@ impl Drop for Mapped {
     }
 }
 
+#[inline(always)]
+fn require_aligned(op: &'static str, at: u64) -> Result<()> {
+    if at.is_multiple_of(8) {
+        return Ok(());
+    }
+    Err(misaligned(op, at))
+}
+
+#[cold]
+#[inline(never)]
+fn misaligned(op: &'static str, at: u64) -> Error {
+    Error::new(Kind::Invalid, op, format!("byte {at} is not a multiple of 8")).at(at)
+}
+
+#[cold]
+#[inline(never)]
 fn read_only(op: &'static str) -> Error {
     Error::new(Kind::ReadOnly, op, "the medium was mapped read-only")
 }
@@ -419,14 +435,16 @@ impl Medium for Mapped {
     }
 
     fn load_u64(&self, at: u64) -> Result<u64> {
-        let view = self.aligned("read", at, self.readable("read", at, 8))?;
+        require_aligned("read", at)?;
+        let view = self.readable("read", at, 8)?;
         // SAFETY: the aligned word lies within the view, whose base is a page boundary.
         let outcome = unsafe { self.port.load_u64(view.base.add(at as usize)) };
         self.settle("read", view, at, 8, outcome).map(|()| u64::from_le(outcome.value))
     }
 
     fn store_u64(&self, at: u64, value: u64) -> Result<()> {
-        let view = self.aligned("write", at, self.writable("write", at, 8))?;
+        require_aligned("write", at)?;
+        let view = self.writable("write", at, 8)?;
         self.counters.stored(8);
         // SAFETY: the aligned word lies within the view, whose base is a page boundary.
         let outcome = unsafe { self.port.store_u64(view.base.add(at as usize), value.to_le()) };

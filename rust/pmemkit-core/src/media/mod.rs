@@ -37,6 +37,7 @@ use crate::sg::{RegionId, Segment};
 pub use mapped::{map_sync_granted, FileOptions, Mapped};
 pub use stats::Stats;
 pub use sys::memfd;
+pub(crate) use sys::set_length;
 
 /// How much the platform must be told before a store is durable; the finest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -181,12 +182,17 @@ pub fn next_region() -> RegionId {
 }
 
 /// Checks that `at .. at + len` lies within `size` bytes.
+#[inline(always)]
 pub fn check_range(op: &'static str, at: u64, len: u64, size: u64) -> Result<()> {
     match at.checked_add(len) {
         Some(end) if end <= size => Ok(()),
-        _ => {
-            let text = format!("{len} bytes do not fit: the end is at byte {size}");
-            Err(Error::new(Kind::OutOfRange, op, text).at(at))
-        }
+        _ => Err(out_of_range(op, at, len, size)),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn out_of_range(op: &'static str, at: u64, len: u64, size: u64) -> Error {
+    let text = format!("{len} bytes do not fit: the end is at byte {size}");
+    Error::new(Kind::OutOfRange, op, text).at(at)
 }
