@@ -71,6 +71,11 @@ _RANDOM = tuple(
     for pattern in ("randread", "randwrite")
 )
 _SEQUENTIAL = tuple(Case(f"256k {name} qd8", name, "256k", 8) for name in ("read", "write"))
+_SECTORS = tuple(
+    Case(f"4k {pattern} qd{depth}", pattern, "4k", depth)
+    for depth in (16, 64)
+    for pattern in ("randread", "randwrite")
+)
 _FSYNC = (Case("4k randwrite fsync32", "randwrite", "4k", 16, 1, 32),)
 
 
@@ -274,6 +279,30 @@ def _through_a_buffer(report: Report, place: Path, size: int) -> None:
         _compare(_SEQUENTIAL, servers, report, suffix, size)
 
 
+def _sectors(report: Report, place: Path, size: int) -> None:
+    """Mode sector, whose writes are atomic and durable, against memory that is neither."""
+    suffix = " sector"
+    if not _wanted(report.options, _SECTORS, suffix):
+        return
+    from pmemkit.bus import machine_of
+    from pmemkit.namespace.create import Wish, create
+    from pmemkit.namespace.images import open_images
+
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as where:
+        # Room for the map, the log and the spare blocks beside the sectors.
+        image = _fresh_file(Path(where) / "image", size + size // 64 + (32 << 20))
+        with open_images(machine_of([str(image)])) as images:
+            region = images.bus().regions[0]
+            create(images, region.dev, Wish(mode="sector", sector_size=4096))
+        commands = {
+            "ours": _ours(f"{image}:namespace0.0", size),
+            "nbdkit memory": _nbdkit("memory", str(size)),
+        }
+        with _servers(commands, place, size) as servers:
+            _compare(_SECTORS, servers, report, suffix, size)
+
+
 def _on_disk(report: Report, place: Path, size: int, disk: Path) -> None:
     """Random writes with a flush after every 32nd, on files of one file system."""
     suffix = " file"
@@ -326,6 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="pmemkit-bench-") as place:
             _in_memory(report, Path(place), found.size, peers)
             _through_a_buffer(report, Path(place), found.size)
+            _sectors(report, Path(place), found.size)
             _on_disk(report, Path(place), found.size, found.disk)
         report.write(versions)
     except PmemError as failure:
