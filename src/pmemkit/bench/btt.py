@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pmemkit import _native
+from pmemkit.bench._arena import NOBODY, full_arena
 from pmemkit.bench._runner import (
     Options,
     Report,
@@ -109,6 +111,48 @@ def _cases(
             report.add(name, "ns", mine, other, peer_name, less_is_better=True)
 
 
+def _opening(report: Report) -> None:
+    """From a mapped arena of 512 GiB to the first sector written. The floor reads the same bytes,
+    in as few calls as there are ranges, and does nothing with them."""
+    names = ("open 512 GiB and write", "open 512 GiB, bytes read")
+    if not any(report.options.wanted(name) for name in names):
+        return
+    from pmemkit.storage.btt_reader import read_infos
+    from pmemkit.storage.sector import open_sectors
+
+    sector = b"\x5a" * 4096
+    with full_arena(4096) as (medium, arena, _):
+        ranges: list[tuple[int, int]] = []
+
+        def noted(offset: int, length: int) -> bytes:
+            ranges.append((offset, length))
+            return medium.read(offset, length)
+
+        read_infos(noted, len(medium), version=(2, 0), parent_uuid=NOBODY)
+        # The log, and of each lane the map entry that its newest entry speaks of.
+        ranges.append((arena.logoff, btt.LANES * btt.LOG_GROUP_SIZE))
+        ranges += [(arena.mapoff + 8 * lane, 8) for lane in range(btt.LANES)]
+
+        def ours() -> float:
+            start = time.perf_counter()
+            engine = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY)
+            engine.device().channel().write(0, sector)
+            return (time.perf_counter() - start) * 1e6
+
+        def floor() -> float:
+            start = time.perf_counter()
+            for offset, length in ranges:
+                medium.read(offset, length)
+            return (time.perf_counter() - start) * 1e6
+
+        mine, other = alternate([ours, floor], report.options.runs)
+        report.add(names[0], "us", mine, other, "reading the same bytes", less_is_better=True)
+        read, map_size = sum(length for _, length in ranges), 4 * arena.external_nlba
+        report.add(
+            names[1], "bytes", [float(read)], [float(map_size)], "the map", less_is_better=True
+        )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the suite; the exit status is that of the first error."""
     options, _ = parse_options("btt", arguments, runs=7, seconds=0.5)
@@ -127,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = Report(options)
         for sector_size in _SECTOR_SIZES:
             _measure(report, options, sector_size, peer)
+        _opening(report)
         report.write([_LIBPMEMBLK])
     except PmemError as failure:
         print(f"pmem bench: {failure}", file=sys.stderr)

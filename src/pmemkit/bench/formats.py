@@ -7,17 +7,15 @@ the same operation on an image of 1 GiB, so a ratio of 1 means "does not grow". 
 What this does not do: judge; docs/evidence does.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
+from pmemkit.bench._arena import NOBODY, full_arena
 from pmemkit.bench._runner import Report, alternate, parse_options, refuse_debug_build
 from pmemkit.bus import bus_record, listing, machine_of, observe
-from pmemkit.formats import btt
 from pmemkit.namespace.check_btt import check_btt
 from pmemkit.namespace.create import Wish, create, destroy
 from pmemkit.namespace.images import open_images
@@ -105,30 +103,11 @@ def _check(report: Report) -> None:
     """A full, randomly permuted map of the largest arena; everything populated before timing."""
     import numpy as np
 
-    from pmemkit._native import media
-
-    (arena,) = btt.arenas(btt.ARENA_SIZE_MAX, _SECTOR, "2.0")
-    size = btt.ARENA_SIZE_MAX
-    fd = media.memfd("pmemkit-bench")
-    try:
-        os.ftruncate(fd, size)
-        medium = media.map_file(fd, size, granularity="byte")
-        order = np.random.default_rng(1).permutation(arena.internal_nlba).astype("<u4")
-        entries = order[: arena.external_nlba] | np.uint32(btt.NORMAL)
-        for group in btt.fresh_layout(
-            size, _SECTOR, version="2.0", uuid=UUID(int=1), parent_uuid=UUID(int=0)
-        ):
-            for each in group:
-                if isinstance(each, tuple):
-                    medium.write(*each)
-        medium.write(arena.mapoff, entries.tobytes())
-        for lane, block in enumerate(order[arena.external_nlba :].tolist()):
-            entry = btt.LogEntry(lba=lane, old_map=block, new_map=block, seq=1)
-            medium.write(arena.logoff + lane * btt.LOG_GROUP_SIZE, entry.pack())
+    with full_arena(_SECTOR) as (medium, arena, entries):
 
         def ours() -> float:
             start = time.perf_counter()
-            found = check_btt(medium, 0, size, parent_uuid=UUID(int=0), version="2.0")
+            found = check_btt(medium, 0, len(medium), parent_uuid=NOBODY, version="2.0")
             elapsed = time.perf_counter() - start
             if found.findings:
                 raise AssertionError(f"a good map has findings: {found.findings[0].message}")
@@ -145,8 +124,6 @@ def _check(report: Report) -> None:
             return elapsed
 
         mine, peer = alternate([ours, scatter], report.options.runs)
-    finally:
-        os.close(fd)
     report.add("check 512 GiB", "s", mine, peer, "NumPy scatter", less_is_better=True)
 
 
