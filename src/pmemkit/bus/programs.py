@@ -22,7 +22,15 @@ from typing import Any, Final, Protocol
 
 from pmemkit.errors import Busy, Corrupt, NoSpace, NotSupported, PmemError, SystemFailure
 
-__all__ = ["PACKAGES", "Run", "in_child", "json_of", "run_program", "write_attribute"]
+__all__ = [
+    "PACKAGES",
+    "Run",
+    "in_child",
+    "json_of",
+    "missing",
+    "run_program",
+    "write_attribute",
+]
 
 PACKAGES: Final = {
     "ndctl": "ndctl",

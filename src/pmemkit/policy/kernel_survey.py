@@ -25,7 +25,7 @@ from pmemkit.bus.evidence_kernel import kernel_evidence
 from pmemkit.bus.holders import Holders
 from pmemkit.bus.kernel import kernel_bus
 from pmemkit.bus.memory import auto_online, block_size, dram_of, zone_of
-from pmemkit.bus.model import Bus, Namespace, Region
+from pmemkit.bus.model import Bus, Mode, Namespace, Region
 from pmemkit.bus.nature import Evidence, Nature, Verdict, judge
 from pmemkit.bus.programs import in_child
 from pmemkit.bus.sysfs import Node
@@ -38,7 +38,6 @@ from pmemkit.policy.model import (
     DimmState,
     MachineState,
     MemdevState,
-    Mode,
     NamespaceState,
     RegionState,
 )

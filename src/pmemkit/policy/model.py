@@ -28,7 +28,6 @@ __all__ = [
     "MachineState",
     "Match",
     "MemdevState",
-    "Mode",
     "NamespaceState",
     "PageMap",
     "Personality",

@@ -21,7 +21,7 @@ from pmemkit.errors import InvalidArgument
 
 __all__ = ["from_plain"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _SHOWN_MOST: Final = 60
 _DEEPEST: Final = 32
 
@@ -40,7 +40,7 @@ def _hints(cls: type) -> dict[str, tuple[Any, bool]]:
     }
 
 
-def from_plain(cls: type[T], value: Any, where: str = "") -> T:
+def from_plain(cls: type[_T], value: Any, where: str = "") -> _T:
     """The record that plain values stand for."""
     return _record(cls, value, where or cls.__name__, 0)  # type: ignore[no-any-return]
 
