@@ -22,6 +22,7 @@ from pmemkit.bus.programs import Run, run_program, write_attribute
 from pmemkit.errors import InvalidArgument, NotSupported, SystemFailure
 from pmemkit.policy import kernel_cxl, kernel_files, kernel_memory, kernel_namespaces
 from pmemkit.policy.kernel_live import OFFLINE_SECONDS, Live, Made
+from pmemkit.policy.kernel_names import names_of, with_names_of_now
 from pmemkit.policy.kernel_survey import survey
 from pmemkit.policy.model import Entry, Keep, MachineState, Step, Verb
 
@@ -94,14 +95,15 @@ class KernelActions:
         perform, _ = _functions(step)
         _require_root()
         kernel_memory.restore_auto_online(self._live)
-        return perform(self._live, step, keep, made)
+        names = names_of(self._live, step, made)
+        return perform(self._live, step, lambda what: keep({**names, **what}), made)
 
     def reverse(self, entry: Entry, *, force: bool = False) -> str:
         """Takes a step back; see :class:`~pmemkit.policy.model.Actions`."""
         _, reverse = _functions(entry.step)
         _require_root()
         kernel_memory.restore_auto_online(self._live)
-        return reverse(self._live, entry, force)
+        return reverse(self._live, with_names_of_now(self._live, entry), force)
 
 
 def _functions(step: Step) -> tuple[_Perform, _Reverse]:
