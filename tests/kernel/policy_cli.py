@@ -1,10 +1,11 @@
 """Runs inside the guest: calls of ``pmem`` and of other programs, and what each of them said, as
 JSON.
 
-A script begins with ``from policy_cli import …`` and ends with ``report()``. Every call of pmem is a
-process of its own, forked from one that has imported it: importing takes two seconds in the guest.
+A script begins with ``from policy_cli import *``. Every call of pmem is a process of its own,
+forked from one that has imported it: that alone takes two seconds here.
 """
 
+import atexit
 import json
 import os
 import subprocess
@@ -34,7 +35,6 @@ def begin(*words):
     if child == 0:
         for number, place in enumerate(places, start=1):
             os.dup2(os.open(place, os.O_WRONLY), number)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
         os._exit(_main(words))
     return child, [Path(each) for each in places], time.monotonic()
 
@@ -87,6 +87,16 @@ def install(policy, machine=None):
             path.chmod(0o644)
 
 
+def wait_for(true):
+    """Until something is true."""
+    deadline = time.monotonic() + 60
+    while not true():
+        if time.monotonic() > deadline:
+            raise SystemExit("it did not come true")
+        time.sleep(0.02)
+
+
+@atexit.register
 def report():
-    """The end of a script."""
+    """What was called, also where the script itself failed."""
     json.dump(calls, sys.stdout)

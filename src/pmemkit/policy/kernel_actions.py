@@ -49,6 +49,10 @@ _VERBS: Final[dict[Verb, tuple[_Perform, _Reverse]]] = {
     "mount": (kernel_files.mount, kernel_files.reverse_mount),
     "umount": (kernel_files.umount, kernel_files.reverse_umount),
 }
+_PASSING: Final[frozenset[Verb]] = frozenset(
+    ("enable-namespace", "reconfigure-device", "online-memory", "offline-memory", "mount", "umount")
+)
+"""What leaves nothing behind on a region that goes away."""
 
 
 class KernelActions:
@@ -103,7 +107,16 @@ class KernelActions:
         _, reverse = _functions(entry.step)
         _require_root()
         kernel_memory.restore_auto_online(self._live)
-        return reverse(self._live, with_names_of_now(self._live, entry), force)
+        try:
+            now = with_names_of_now(self._live, entry)
+        except InvalidArgument as gone:
+            if entry.step.verb in _PASSING:
+                return f"{gone.message}, and with it what {entry.step.verb} did"
+            if force:
+                return f"{gone.message}: what is on it stays as it is"
+            text = f"{gone.message}; bring it back first (pmem apply makes CXL regions again)"
+            raise InvalidArgument(text, op="undo") from None
+        return reverse(self._live, now, force)
 
 
 def _functions(step: Step) -> tuple[_Perform, _Reverse]:
