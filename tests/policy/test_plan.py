@@ -377,7 +377,7 @@ def test_a_cxl_region_over_all_devices():
 @pytest.mark.parametrize(
     ("wish", "devices", "why"),
     [
-        ({"members": ("mem7",)}, [memdev(0)], "no CXL memory device is mem7"),
+        ({"members": ("mem7",)}, [memdev(0)], "no CXL memory device with ram in it is mem7"),
         ({"members": ("*",), "ways": 2}, [memdev(0)], "1 devices are named for 2 ways"),
         ({"members": ("*",), "size": 4 * GIB}, [memdev(0)], "4 GiB are needed, 1 GiB are free"),
         ({"members": ("*",)}, [memdev(0, ram_free=0)], "256 MiB are needed, 0 B are free"),

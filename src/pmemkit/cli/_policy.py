@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Follower",
     "add_machine_option",
+    "add_offline_option",
     "add_policy_arguments",
     "command_line",
     "losses",
@@ -63,6 +64,23 @@ def the_policy(options: argparse.Namespace) -> "Policy":
     return load_policy(options.policy, trusted=True if options.trust_policy else None)
 
 
+def add_offline_option(parser: argparse.ArgumentParser) -> None:
+    """How long memory may take to go offline."""
+    parser.add_argument(
+        "--offline-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long all memory blocks of a device may take to go offline; 60 if not said",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 86400 seconds")
+    return seconds
+
+
 def the_actions(options: argparse.Namespace, say: Callable[[str], None] | None = None) -> "Actions":
     """The bus that the options name; ``say`` gets sentences while a long step is carried out."""
     if options.machine:
@@ -70,8 +88,10 @@ def the_actions(options: argparse.Namespace, say: Callable[[str], None] | None =
 
         return ImageActions(options.machine)
     from pmemkit.policy.kernel_actions import KernelActions
+    from pmemkit.policy.kernel_live import OFFLINE_SECONDS
 
-    return KernelActions(progress=say)
+    seconds = getattr(options, "offline_timeout", None)
+    return KernelActions(progress=say, offline_seconds=seconds or OFFLINE_SECONDS)
 
 
 def the_journal(options: argparse.Namespace) -> "Journal":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pmemkit.cli._common import make_parser, print_json
 from pmemkit.cli._policy import (
     Follower,
+    add_offline_option,
     add_policy_arguments,
     command_line,
     losses,
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only show the plan")
     parser.add_argument("--plan", metavar="FILE", help="only this plan, from pmem plan --out")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_offline_option(parser)
     parser.add_argument("--journal", metavar="DIR", help="instead of the machine's own")
     options = parser.parse_args(arguments)
     policy = the_policy(options)

@@ -10,6 +10,7 @@ from pmemkit.cli._common import make_parser, print_json
 from pmemkit.cli._policy import (
     Follower,
     add_machine_option,
+    add_offline_option,
     command_line,
     step_text,
     the_actions,
@@ -46,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("-f", "--force", action="store_true", help="states, where not contents")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_offline_option(parser)
     parser.add_argument("--journal", metavar="DIR", help="instead of the machine's own")
     options = parser.parse_args(arguments)
     journal = the_journal(options)

@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pmemkit.bus.declarations import load_declarations
 from pmemkit.bus.programs import Run, run_program, write_attribute
 from pmemkit.errors import InvalidArgument, NotSupported, SystemFailure
 from pmemkit.policy import kernel_cxl, kernel_files, kernel_memory, kernel_namespaces
 from pmemkit.policy.kernel_live import OFFLINE_SECONDS, Live, Made
-from pmemkit.policy.kernel_survey import Declared, survey
+from pmemkit.policy.kernel_names import names_of, with_names_of_now
+from pmemkit.policy.kernel_survey import survey
 from pmemkit.policy.model import Entry, Keep, MachineState, Step, Verb
 
 __all__ = ["KernelActions"]
@@ -47,6 +49,10 @@ _VERBS: Final[dict[Verb, tuple[_Perform, _Reverse]]] = {
     "mount": (kernel_files.mount, kernel_files.reverse_mount),
     "umount": (kernel_files.umount, kernel_files.reverse_umount),
 }
+_PASSING: Final[frozenset[Verb]] = frozenset(
+    ("enable-namespace", "reconfigure-device", "online-memory", "offline-memory", "mount", "umount")
+)
+"""What leaves nothing behind on a region that goes away."""
 
 
 class KernelActions:
@@ -63,7 +69,7 @@ class KernelActions:
         write: Callable[[Path, str, float], None] = write_attribute,
         progress: Callable[[str], None] | None = None,
         offline_seconds: float = OFFLINE_SECONDS,
-        declarations: str | Path | None = None,
+        declarations: str | None = None,
     ) -> None:
         """``declarations`` is a machine file with what the owner knows of the dimms; by default
         ``/etc/pmemkit/machine.toml`` where there is one. ``progress`` gets sentences."""
@@ -83,7 +89,8 @@ class KernelActions:
     def observe(self) -> MachineState:
         """The machine as it is now."""
         live = self._live
-        return survey(live.sysfs, live.proc, live.dev, _declared(self._declarations, live.sysfs))
+        declared = load_declarations(self._declarations)
+        return survey(live.sysfs, live.proc, live.dev, declared, live.run)
 
     def perform(
         self, step: Step, keep: Keep, made: Mapping[int, Mapping[str, Any]]
@@ -92,14 +99,24 @@ class KernelActions:
         perform, _ = _functions(step)
         _require_root()
         kernel_memory.restore_auto_online(self._live)
-        return perform(self._live, step, keep, made)
+        names = names_of(self._live, step, made)
+        return perform(self._live, step, lambda what: keep({**names, **what}), made)
 
     def reverse(self, entry: Entry, *, force: bool = False) -> str:
         """Takes a step back; see :class:`~pmemkit.policy.model.Actions`."""
         _, reverse = _functions(entry.step)
         _require_root()
         kernel_memory.restore_auto_online(self._live)
-        return reverse(self._live, entry, force)
+        try:
+            now = with_names_of_now(self._live, entry)
+        except InvalidArgument as gone:
+            if entry.step.verb in _PASSING:
+                return f"{gone.message}, and with it what {entry.step.verb} did"
+            if force:
+                return f"{gone.message}: what is on it stays as it is"
+            text = f"{gone.message}; bring it back first (pmem apply makes CXL regions again)"
+            raise InvalidArgument(text, op="undo") from None
+        return reverse(self._live, now, force)
 
 
 def _functions(step: Step) -> tuple[_Perform, _Reverse]:
@@ -115,8 +132,3 @@ def _require_root() -> None:
     if os.geteuid() != 0:
         text = "changing the machine needs root; planning does not"
         raise SystemFailure(text, errno=errno.EPERM, op="apply")
-
-
-def _declared(path: str | Path | None, sysfs: Path) -> Declared:
-    del path, sysfs
-    return lambda region: ()

@@ -7,6 +7,7 @@ Invariants:
 1. A region whose memory is online, or whose namespaces are in use, is not destroyed: the kernel
    would let it happen, and could not take the memory away until the next reboot.
 2. What a failed creation had set up is given back: the region and the decoders.
+3. Memory of a new region is offline until a step onlines it, whatever the kernel's policy is.
 
 What this does not do: keep contents of RAM; a persistent region has its contents again when it is
 made of the same devices in the same order.
@@ -25,6 +26,7 @@ from pmemkit.bus.holders import Holders
 from pmemkit.bus.sysfs import Node
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, PmemError, SystemFailure
 from pmemkit.policy.kernel_live import Live, Made
+from pmemkit.policy.kernel_memory import quiet_auto_online
 from pmemkit.policy.model import Entry, Keep, Step
 
 __all__ = ["create_region", "destroy_region", "reverse_create_region", "reverse_destroy_region"]
@@ -52,11 +54,7 @@ def create_region(live: Live, step: Step, keep: Keep, _made: Made) -> dict[str, 
             raise InvalidArgument(text, op="create-cxl-region")
     spec = _spec(live, wanted, kind, members)
     keep({**spec, "before": sorted(each.dev for each in before)})
-    _make(live, spec)
-    new = [each for each in cxl_regions(live.sysfs) if each.members == names and each.enabled]
-    if not new:
-        raise SystemFailure(f"no region of {', '.join(names)} came up", op="create-cxl-region")
-    return _facts(live, new[-1])
+    return _facts(live, _make(live, spec))
 
 
 def _kind(text: object) -> Kind:
@@ -130,7 +128,22 @@ def _devices(live: Live, region: str) -> list[DaxDevice]:
 # --- making --------------------------------------------------------------------------------------
 
 
-def _make(live: Live, spec: Mapping[str, Any]) -> None:
+def _make(live: Live, spec: Mapping[str, Any]) -> CxlRegion:
+    """Makes a region. Memory of it stays offline: where kmem is loaded, it takes the new device at
+    once, and the kernel would put its blocks where they cannot be taken away again."""
+    with quiet_auto_online(live):
+        _commit(live, spec)
+        members = tuple(spec["members"])
+        new = [e for e in cxl_regions(live.sysfs) if e.members == members and e.enabled]
+        if not new:
+            text = f"no region of {', '.join(members)} came up"
+            raise SystemFailure(text, op="create-cxl-region")
+        if new[-1].kind == "ram":
+            live.wait_for(lambda: _devices(live, new[-1].dev), _WAIT_SECONDS)
+        return new[-1]
+
+
+def _commit(live: Live, spec: Mapping[str, Any]) -> None:
     if spec["type"] == "ram" and _version(live) < _RAM_SINCE:
         _make_by_sysfs(live, spec)
         return
@@ -278,30 +291,36 @@ def reverse_create_region(live: Live, entry: Entry, _force: bool) -> str:
     kept = entry.kept
     if "before" not in kept:
         return "no region was made"
-    members = tuple(kept["members"])
-    name = entry.made.get("dev")
-    for region in cxl_regions(live.sysfs):
-        if entry.state == "started":
-            ours = region.dev not in kept["before"] and set(region.members) <= set(members)
-        else:
-            ours = region.dev == name and region.members == members
-        if ours:
-            _require_unused(live, region)
-            _destroy(live, region)
-            return f"{region.dev} is destroyed again"
-    return "the region that was made is gone already"
+    members = _members_now(live, kept)
+    here = cxl_regions(live.sysfs)
+    if entry.state == "started":
+        new = [region for region in here if region.dev not in kept["before"]]
+        ours = [region for region in new if set(region.members) <= set(members)]
+    else:
+        shape = (kept["type"], members, kept["size"])
+        ours = [each for each in here if (each.kind, each.members, each.size) == shape]
+        # Its name tells it from another of the same shape, unless there was a boot since.
+        ours.sort(key=lambda region: region.dev != entry.made.get("dev"))
+    if not ours:
+        return "the region that was made is gone already"
+    _require_unused(live, ours[0])
+    _destroy(live, ours[0])
+    return f"{ours[0].dev} is destroyed again"
+
+
+def _members_now(live: Live, kept: Mapping[str, Any]) -> tuple[str, ...]:
+    """The devices of a region, found by their serial numbers: names are given anew at each boot."""
+    by_serial = {each.serial: each.dev for each in cxl_memdevs(live.sysfs)}
+    pairs = zip(kept["serials"], kept["members"], strict=False)
+    return tuple(by_serial.get(serial, name) for serial, name in pairs)
 
 
 def reverse_destroy_region(live: Live, entry: Entry, _force: bool) -> str:
-    """Makes the region again, of the same devices; they are found by their serial numbers, because
-    names are given anew at each boot."""
+    """Makes the region again, of the same devices."""
     kept = dict(entry.kept)
     if "members" not in kept:
         return f"{entry.step.target} was not touched"
-    by_serial = {each.serial: each.dev for each in cxl_memdevs(live.sysfs)}
-    pairs = zip(kept["serials"], kept["members"], strict=False)
-    kept["members"] = [by_serial.get(serial, name) for serial, name in pairs]
-    members = tuple(kept["members"])
+    members = kept["members"] = _members_now(live, kept)
     for region in cxl_regions(live.sysfs):
         if region.members == members and region.kind == kept["type"] and region.enabled:
             return f"{region.dev} is there"

@@ -4,7 +4,8 @@ What a step replaces is kept first: the label areas of the dimms, the 8 KiB at t
 namespace where info blocks are, and checksums of samples of its contents. Taking a step back puts
 the label and the info block back; the contents are then as they were if nobody wrote since, which
 the samples tell: the whole first MiB, the end, where a sector namespace logs every write, and pages
-in between.
+in between. Where all of these were zeros the namespace was blank: then there are no contents to
+bring back, and only what was put there since may be lost.
 
 Invariants:
 1. Nothing that is mounted, held or open is disabled, reconfigured or destroyed.
@@ -354,7 +355,7 @@ def _keep_namespace(live: Live, here: Namespace, keep: Keep) -> None:
         labels = {dimm: _read_labels(live, dimm) for dimm in _dimms(region)}
     with _raw_device(live, here.dev) as device:
         info = _read(device, 0, min(_INFO_SIZE, size))
-        sums = _samples(device, start, size)
+        sums, blank = _samples(device, start, size)
     keep(
         {
             "dev": here.dev,
@@ -367,6 +368,7 @@ def _keep_namespace(live: Live, here: Namespace, keep: Keep) -> None:
             "labels": labels,
             "info": info,
             "samples": sums,
+            "blank": blank and (holder.name != "" or not any(info)),
         }
     )
 
@@ -417,9 +419,9 @@ def _read(device: Path, offset: int, length: int) -> bytes:
         os.close(descriptor)
 
 
-def _samples(device: Path, start: int, size: int) -> str:
-    """A checksum of what tells whether contents changed."""
-    whole = hashlib.sha256()
+def _samples(device: Path, start: int, size: int) -> tuple[str, bool]:
+    """A checksum of what tells whether contents changed, and whether all of that is zeros."""
+    whole, blank = hashlib.sha256(), True
     step = max(_PAGE, (size - start) // _SAMPLES // _PAGE * _PAGE)
     places = [(start, _HEAD_SIZE), *((offset, _PAGE) for offset in range(start, size, step))]
     places.append((max(start, size - _TAIL_SIZE), _TAIL_SIZE))
@@ -427,12 +429,14 @@ def _samples(device: Path, start: int, size: int) -> str:
     try:
         for offset, length in places:
             try:
-                whole.update(os.pread(descriptor, min(length, size - offset), offset))
+                data = os.pread(descriptor, min(length, size - offset), offset)
             except OSError as failure:
-                whole.update(f"unreadable: {failure.errno}".encode())
+                data = f"unreadable: {failure.errno}".encode()
+            whole.update(data)
+            blank = blank and not any(data)
     finally:
         os.close(descriptor)
-    return whole.hexdigest()
+    return whole.hexdigest(), blank
 
 
 # --- bringing back -------------------------------------------------------------------------------
@@ -446,6 +450,9 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
         _enable_if_there(live, entry.step.target)
         return f"{entry.step.target} was not touched"
     region = _region_of(kept["dev"])
+    blank = bool(kept.get("blank"))
+    if blank and not force:
+        _require_untouched(live, region, entry)
     labels: Mapping[str, bytes] = kept.get("labels", {})
     before = {dimm: _read_labels(live, dimm) for dimm in labels}
     areas = {dimm: _with_label(live, entry, dimm, before[dimm]) for dimm in labels}
@@ -454,8 +461,8 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
     dev = _named(live, region, kept)
     present = live.namespace(dev)
     live.require_unused(present, "put back")
-    why = _put_back(live, dev, kept, force)
-    if why is not None and not force:
+    why = _put_back(live, dev, kept, blank or (force and kept["mode"] != "raw"))
+    if why is not None and not (force or blank):
         _write_all(live, {dimm: before[dimm] for dimm in changed})
         if not changed:
             _enable_if_there(live, dev)
@@ -464,9 +471,24 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
         _set_class(live, dev, str(kept.get("class", "")))
     if kept["enabled"]:
         live.tool("ndctl", "enable-namespace", dev)
-    if why is not None:
-        return f"{dev} is back as {kept['mode']}, without its contents: {why}"
-    return f"{dev} is back as {kept['mode']}, with its contents"
+    if why is None:
+        return f"{dev} is back as {kept['mode']}, with its contents"
+    if blank:
+        return f"{dev} is back as {kept['mode']}, which was blank"
+    return f"{dev} is back as {kept['mode']}, without its contents: {why}"
+
+
+def _require_untouched(live: Live, region: str, entry: Entry) -> None:
+    """Raises :class:`Corrupt` where something was written to what a step made of a blank one."""
+    found, uuid = live.namespaces(region), entry.made.get("uuid")
+    here = next((e for e in found.values() if uuid and uuid in (e.uuid, e.raw_uuid)), None)
+    if here is None and not entry.kept["labels"]:
+        here = found.get(str(entry.made.get("dev")))
+    if here is None:
+        return
+    lost = touched(live, {**entry.made, "dev": here.dev, "blockdev": here.blockdev})
+    if lost is not None:
+        raise Corrupt(f"{lost}; taking that back loses it", op="undo")
 
 
 def _set_class(live: Live, dev: str, name: str) -> None:
@@ -544,18 +566,17 @@ def _named(live: Live, region: str, kept: Mapping[str, Any]) -> str:
     raise SystemFailure(text, op="undo")
 
 
-def _put_back(live: Live, dev: str, kept: Mapping[str, Any], force: bool) -> str | None:
-    """Writes the info block if the contents are as they were, or by force. Says why they are
-    not."""
+def _put_back(live: Live, dev: str, kept: Mapping[str, Any], anyhow: bool) -> str | None:
+    """Writes the info block, which in a raw namespace is contents, if the contents are as they
+    were, or ``anyhow``. Says why they are not."""
     why = None
     with _raw_device(live, dev) as device:
-        if _samples(device, kept["start"], kept["size"]) != kept["samples"]:
+        sums, _ = _samples(device, kept["start"], kept["size"])
+        if sums != kept["samples"]:
             size = format_size(kept["size"])
             why = f"some of its {size} was written over since, so its contents cannot come back"
         info = kept["info"]
-        # What is at the start of a raw namespace is contents.
-        wanted = why is None or (force and kept["mode"] != "raw")
-        if wanted and _read(device, 0, len(info)) != info:
+        if (why is None or anyhow) and _read(device, 0, len(info)) != info:
             _write(device, info)
     return why
 

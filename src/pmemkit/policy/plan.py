@@ -30,6 +30,7 @@ from pmemkit.policy.model import (
     CxlWant,
     DaxState,
     MachineState,
+    MemdevState,
     NamespaceState,
     PageMap,
     Plan,
@@ -635,14 +636,22 @@ def _packs(gaps: list[int], sizes: list[int], *, largest: bool) -> bool:
 # --- CXL regions ----------------------------------------------------------------------------------
 
 
+def _part_of(memdev: MemdevState, wish: CxlWant) -> int:
+    """Bytes of the part of a device that a region may be of."""
+    return memdev.ram_size if wish.type == "ram" else memdev.pmem_size
+
+
 def _plan_cxl(machine: MachineState, policy: Policy, wish: CxlWant, budget: _Budget) -> None:
     """A CXL region that there has to be."""
-    members = members_of(wish.members, machine.memdevs)
+    # "all" are those that have such a part.
+    having = [each for each in machine.memdevs if _part_of(each, wish)]
+    members = members_of(wish.members, having)
     names = {each.dev for each in members}
     verb: Verb = "create-cxl-region"
     refuse = budget.refused.append
     if not members:
-        why = f"no CXL memory device is {', '.join(wish.members)}"
+        named = ", ".join(wish.members)
+        why = f"no CXL memory device with {wish.type} in it is {named}"
         refuse(Refusal(region=wish.name, why=why, rule=wish.name))
         return
     here = [each for each in machine.regions if each.cxl is not None]
