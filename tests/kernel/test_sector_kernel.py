@@ -22,7 +22,7 @@ from pmemkit.storage.region import open_region
 MIB = 1 << 20
 LABEL_SIZE = 128 << 10
 SECTOR_SIZES = (4096, 512)
-LOAD = Path(__file__).with_name("sector_load.py")
+LOAD, POISONED = (Path(__file__).with_name(name) for name in ("sector_load.py", "poisoned.py"))
 WORD = 8
 PATIENCE_SECONDS = 60
 BUDGET_SECONDS = 1200
@@ -45,6 +45,20 @@ for dev in $(ndctl list -N -m sector | grep -o 'namespace[0-9.]*'); do
     ndctl check-namespace $dev 2>&1 && echo "$dev clean"
     ndctl enable-namespace $dev > /dev/null 2>&1
 done
+"""
+
+FAILED_MEMORY = """\
+poisoned
+raw MediaError bad media
+raw beside b'\\x00'
+poisoned
+sector MediaError bad media
+again MediaError sector 5 of the arena is in error
+beside b'\\x00'
+write 4096
+healed b'x'
+written b'y'
+validate []
 """
 
 
@@ -164,6 +178,7 @@ def guest_steps(loads: list[Load], kernel_loads: list[Load]) -> dict[str, str]:
     return {
         **steps,
         "check": CHECK,
+        "poisoned": "python3 /in/poisoned.py",
         "write": f"python3 /in/sector_load.py kernel /dev/acks {words}",
     }
 
@@ -171,7 +186,8 @@ def guest_steps(loads: list[Load], kernel_loads: list[Load]) -> dict[str, str]:
 @pytest.mark.timeout(BUDGET_SECONDS)
 def test_killed_in_turns_and_no_sector_is_torn(guest: Guest, python_layers, scale, tmp_path):
     """Each round: our writer is killed, Linux reads and checks; then Linux writes, its power fails,
-    and we read and check. What we zeroed Linux reads in one request with what we wrote, too."""
+    and we read and check. What we zeroed Linux reads in one request with what we wrote, too. And
+    where memory fails under an image (``poisoned.py``), requests fail and nobody dies."""
     choose = random.Random("turns")
     turns = Turns(tmp_path)
     dimms = [Dimm(turns.image, label_size_bytes=LABEL_SIZE), Dimm(turns.acks)]
@@ -187,7 +203,7 @@ def test_killed_in_turns_and_no_sector_is_torn(guest: Guest, python_layers, scal
             guest_steps(loads, kernel_loads),
             python=True,
             cpus=2,
-            files={LOAD.name: LOAD.read_bytes()},
+            files={each.name: each.read_bytes() for each in (LOAD, POISONED)},
             power_fails=PowerFailure(turns, kernel_loads, choose.uniform(0, 2)),
         )
         assert result.running == "write"
@@ -198,6 +214,7 @@ def test_killed_in_turns_and_no_sector_is_torn(guest: Guest, python_layers, scal
         turns.settle(loads, acknowledged, mine)
         said = result["check"].check().text
         assert said.count(" clean") == len(SECTOR_SIZES), said
+        assert result["poisoned"].check().text == FAILED_MEMORY
         turns.settle(kernel_loads, turns.acknowledged(kernel_loads, PAGE), turns.read())
         turns.check_here()
 
