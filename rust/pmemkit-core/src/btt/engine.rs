@@ -403,7 +403,7 @@ impl Arena {
     fn check_writable(&self, op: &'static str) -> Result<()> {
         if self.geometry.in_error {
             let text = "the info block has the error flag set: the arena is read-only";
-            return Err(Error::new(Kind::Media, op, text).at(self.geometry.start));
+            return Err(Error::new(Kind::ReadOnly, op, text).at(self.geometry.start));
         }
         if self.options.read_only {
             return Err(Error::new(Kind::ReadOnly, op, "the arena was opened read-only"));
