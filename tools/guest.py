@@ -14,7 +14,8 @@ Invariants:
 1. A result is what the guest wrote, byte for byte. A step without a complete frame did not end.
 2. A guest does not outlive its call: QEMU is killed on every way out of it.
 3. An image file holds everything that the steps wrote when `Guest.run` returns: the guest has
-   unmounted, synced and switched itself off. Otherwise it raises `GuestFailedError`.
+   unmounted, synced and switched itself off. Otherwise it raises `GuestFailedError`, unless the
+   caller asked for a power failure.
 
 What this does not do: install anything, use KVM, or judge pmemkit. It is the referee, also when
 pmemkit runs in it (`tools/guest_python.py`).
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ __all__ = [
 CXL_MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_cxl")
 """What makes CXL devices appear; not kmem, which takes whatever region of RAM is made."""
 
+_POWER_FAILED = "the power failed"
 _TAIL_LINES = 50
 _POLL_SECONDS = 0.05
 
@@ -221,6 +223,7 @@ class Guest:
         qemu_arguments: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
         stop_on_failure: bool = False,
+        power_fails: Callable[[], bool] | None = None,
     ) -> Result:
         """Boots on the dimms, runs each script (``sh -e``), and switches the guest off.
 
@@ -230,7 +233,8 @@ class Guest:
         if there are CXL devices. ``files`` are found under ``/in``. ``qemu_arguments`` attach what
         `Machine` cannot describe. A guest that takes longer than ``timeout_seconds``, or one of
         whose steps takes longer than ``step_timeout_seconds``, is killed; that and a guest that
-        dies raise `GuestFailedError` with whatever had come out.
+        dies raise `GuestFailedError` with whatever had come out. ``power_fails`` is asked all the
+        time; when it says so, QEMU is killed, and the result is what had come out until then.
         """
         machine = Machine(dimms, cxl, memory, cpus, nodes)
         if modules is None:
@@ -249,9 +253,12 @@ class Guest:
                 *qemu_arguments,
             ]
             environment = {**os.environ, **self.qemu.environment}
-            why = _boot(command, environment, scratch, timeout_seconds, step_timeout_seconds)
+            limits = (timeout_seconds, step_timeout_seconds)
+            why = _boot(command, environment, scratch, limits, power_fails)
             result = parse_frames(_read(scratch / "results"), list(steps))
             result.console = _read(scratch / "console").decode("utf-8", "replace").replace("\r", "")
+        if why == _POWER_FAILED:
+            return result
         if why is None and not result.powered_off:
             why = "the guest died"
         if why is not None:
@@ -274,10 +281,11 @@ def _boot(
     command: Sequence[str],
     environment: Mapping[str, str],
     scratch: Path,
-    timeout_seconds: float,
-    step_seconds: float | None,
+    limits: tuple[float, float | None],
+    power_fails: Callable[[], bool] | None,
 ) -> str | None:
     """Runs QEMU to its end; why that was not a good one, or ``None``."""
+    timeout_seconds, step_seconds = limits
     started = progressed = time.monotonic()
     seen = 0
     with (scratch / "qemu").open("wb") as said:
@@ -296,6 +304,8 @@ def _boot(
                     return f"the guest did not end within {timeout_seconds:g} seconds"
                 if step_seconds is not None and seen and now - progressed > step_seconds:
                     return f"nothing happened for {step_seconds:g} seconds"
+                if power_fails is not None and power_fails():
+                    return _POWER_FAILED
                 time.sleep(_POLL_SECONDS)
         finally:
             process.kill()

@@ -223,6 +223,23 @@ pub mod media {
     }
 
     #[pyfunction]
+    #[pyo3(signature = (medium, runs, *, record = None, base = 0))]
+    fn bad_blocks(
+        medium: &Bound<'_, Medium>,
+        runs: Vec<(u64, u64)>,
+        record: Option<RawFd>,
+        base: u64,
+    ) -> PyResult<Medium> {
+        let runs = runs.into_iter().map(|(offset, length)| core::BadRun { offset, length });
+        let open = |fd: RawFd| -> PyResult<core::Record> {
+            Ok(core::Record { file: borrow(&fd)?.try_clone_to_owned()?.into(), base })
+        };
+        let record = record.map(open).transpose()?;
+        let next = medium.get().inner.clone();
+        Ok(Medium { inner: Arc::new(core::BadBlocks::new(next, runs.collect(), record)) })
+    }
+
+    #[pyfunction]
     fn map_sync_granted(fd: RawFd) -> PyResult<bool> {
         core::map_sync_granted(borrow(&fd)?).map_err(to_py)
     }

@@ -75,6 +75,20 @@ def map_file(
     shared. The descriptor is duplicated. With ``map_sync`` the mapping asks for ``MAP_SYNC`` and
     fails with ``NotSupported`` where it is not granted."""
 
+def bad_blocks(
+    medium: Medium,
+    runs: Sequence[tuple[int, int]],
+    *,
+    record: int | None = None,
+    base: int = 0,
+) -> Medium:
+    """The same medium with bad media on it: ``(offset, length)`` in sectors of 512 bytes.
+
+    Reading one is :class:`pmemkit.errors.MediaError`; a write that covers it clears it, and one
+    that covers a part of it is refused. What was cleared goes to the file behind the descriptor
+    ``record``, which is duplicated, as a line of JSON; ``base`` is added to the offset there.
+    """
+
 def map_sync_granted(fd: int) -> bool:
     """True when the kernel grants a ``MAP_SYNC`` mapping of this file."""
 

@@ -24,6 +24,7 @@ from pmemkit.bus.scan import FoundNamespace, RegionScan, RegionSpan, Span, scan
 from pmemkit.errors import InvalidArgument, NotSupported
 from pmemkit.formats.cookie import cookies
 from pmemkit.formats.labels import AREA_SIZE_MIN, SIGNATURE, read_area, sizing
+from pmemkit.media.badblocks import BadRun, clip, read_bad_blocks
 from pmemkit.media.provider import failure_of
 
 __all__ = [
@@ -65,6 +66,8 @@ class ImageDimm:
     address: int
     span: Span
     read: Reader
+    bad: tuple[BadRun, ...] = ()
+    """Blocks of the image that cannot be read."""
 
     @property
     def label_offset(self) -> int:
@@ -146,6 +149,12 @@ class ImageRegion:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the region, where it is one dimm."""
         return self.dimms[0].read(self.dimms[0].spec.dpa + offset, length)
+
+    def bad(self, offset: int, length: int) -> tuple[BadRun, ...]:
+        """Bad blocks in a range of the region, counted from its start, where it is one dimm."""
+        if len(self.dimms) > 1:
+            return ()
+        return clip(self.dimms[0].bad, self.dimms[0].spec.dpa + offset, length)
 
     def free(self) -> list[tuple[int, int]]:
         """``(offset, length)`` of what no label reserves, cut to the region's alignment."""
@@ -317,7 +326,7 @@ def _dimm(name: str, spec: DimmSpec, address: int, read: Reader, file_size: int)
     if spec.label_size and file_size:
         area = read_area(read(file_size - spec.label_size, spec.label_size))
     span = Span(name, spec, spec.region_size(file_size), area)
-    return ImageDimm(name, spec, file_size, address, span, read)
+    return ImageDimm(name, spec, file_size, address, span, read, read_bad_blocks(spec.path))
 
 
 def _region(index: int, dimms: tuple[ImageDimm, ...]) -> ImageRegion:

@@ -8,10 +8,12 @@ What this does not do: open device nodes, load modules, need root.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from pmemkit.bus.model import Bus, Dimm, Map, Mapping, Mode, Namespace, Region
 from pmemkit.bus.sysfs import Node, devices
+from pmemkit.media.badblocks import BAD_BLOCK_SIZE, BadRun, clip
 
 __all__ = ["kernel_bus"]
 
@@ -25,8 +27,9 @@ _MAPS: dict[str, Map] = {"none": "none", "ram": "mem", "pmem": "dev"}
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
-def kernel_bus(sysfs: str | Path = "/sys") -> tuple[Bus, ...]:
-    """Every bus of the machine, in the kernel's order."""
+def kernel_bus(sysfs: str | Path = "/sys", *, media_errors: bool = False) -> tuple[Bus, ...]:
+    """Every bus of the machine, in the kernel's order; with ``media_errors`` where bad blocks are,
+    and not only how many."""
     nodes = devices(sysfs, "nd")
     buses = []
     for node in nodes:
@@ -38,7 +41,9 @@ def kernel_bus(sysfs: str | Path = "/sys") -> tuple[Bus, ...]:
                 provider=node.text("provider") or "unknown",
                 dev=node.name,
                 dimms=tuple(_dimm(each) for each in _of(below, r"nmem\d+")),
-                regions=tuple(_region(each, below) for each in _of(below, r"region\d+")),
+                regions=tuple(
+                    _region(each, below, media_errors) for each in _of(below, r"region\d+")
+                ),
             )
         )
     return tuple(buses)
@@ -58,11 +63,12 @@ def _dimm(node: Node) -> Dimm:
     )
 
 
-def _region(node: Node, nodes: list[Node]) -> Region:
+def _region(node: Node, nodes: list[Node], media_errors: bool) -> Region:
     number = node.name.removeprefix("region")
     inside = [each for each in nodes if node.place in each.place.parents]
+    bad = _bad_blocks(node)
     namespaces = tuple(
-        namespace
+        _with_bad_blocks(namespace, node, each, inside, media_errors) if bad else namespace
         for each in _of(inside, rf"namespace{number}\.\d+")
         if (namespace := _namespace(each, inside)).size > 0
     )
@@ -74,10 +80,38 @@ def _region(node: Node, nodes: list[Node]) -> Region:
         type="volatile" if "DEVTYPE=nd_volatile" in (node.text("uevent") or "") else "pmem",
         numa_node=node.node(),
         iset_id=node.number("set_cookie") or None,
+        badblock_count=sum(run.length for run in bad) or None,
+        badblocks=[dict(run._asdict()) for run in bad] if bad and media_errors else None,
         mappings=_mappings(node),
         state=node.state(),
         persistence_domain=node.text("persistence_domain") or "unknown",
         namespaces=namespaces,
+    )
+
+
+def _bad_blocks(node: Node) -> tuple[BadRun, ...]:
+    """The kernel's list of a region: first block and count a line."""
+    lines = (node.text("badblocks") or "").splitlines()
+    found = (re.fullmatch(r"(\d{1,18}) (\d{1,18})", line) for line in lines)
+    return tuple(BadRun(int(each[1]), int(each[2])) for each in found if each)
+
+
+def _with_bad_blocks(
+    namespace: Namespace, region: Node, node: Node, nodes: list[Node], media_errors: bool
+) -> Namespace:
+    """The bad blocks of a region that lie in a namespace, as far as addresses may be read."""
+    holder = next((each for each in nodes if each.name == node.text("holder")), None)
+    # Of mode sector the raw blocks count, with those of its metadata.
+    place = node if holder is None or namespace.mode == "sector" else holder
+    base, start, size = region.number("resource"), place.number("resource"), place.size("size")
+    if not base or not start or start < base or (start - base) % BAD_BLOCK_SIZE:
+        return namespace
+    bad = clip(_bad_blocks(region), start - base, size)
+    listed = [dict(run._asdict()) for run in bad] if media_errors else None
+    return replace(
+        namespace,
+        badblock_count=sum(run.length for run in bad) or None,
+        badblocks=listed or None if namespace.mode != "sector" else None,
     )
 
 

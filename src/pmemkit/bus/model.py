@@ -30,6 +30,10 @@ class Namespace:
     name: str | None = None
     numa_node: int | None = None
     target_node: int | None = None
+    badblock_count: int | None = None
+    """Blocks of 512 bytes that cannot be read; ``None`` for nought."""
+    badblocks: list[dict[str, object]] | None = None
+    """``offset``, ``length`` and ``dimms`` of each run, if they were asked for."""
     state: Literal["disabled"] | None = None
     path: str | None = None
     """The image, on an image bus. ndctl has no such field."""
@@ -60,6 +64,10 @@ class Region:
     iset_id: int | None = None
     mappings: tuple[Mapping, ...] = ()
     state: Literal["disabled"] | None = None
+    badblock_count: int | None = None
+    """Blocks of 512 bytes that cannot be read; ``None`` for nought."""
+    badblocks: list[dict[str, object]] | None = None
+    """``offset``, ``length`` and ``dimms`` of each run, if they were asked for."""
     persistence_domain: str | None = None
     path: str | None = None
     """The image, on an image bus. ndctl has no such field."""

@@ -18,6 +18,7 @@ from pmemkit.bus.image import (
     observe,
 )
 from pmemkit.bus.model import Bus, Dimm, Mapping, Namespace, Region
+from pmemkit.media.badblocks import BadRun
 
 __all__ = ["bus_record", "image_bus", "namespace_record"]
 
@@ -30,15 +31,17 @@ def image_bus(
     return bus_record(observe(machine_of(paths)), idle=idle, verbose=verbose)
 
 
-def bus_record(bus: ImageBus, *, idle: bool = False, verbose: bool = False) -> Bus:
+def bus_record(
+    bus: ImageBus, *, idle: bool = False, verbose: bool = False, media_errors: bool = False
+) -> Bus:
     """The bus with its dimms, regions and namespaces; with ``idle`` also what is disabled or
     empty, such as the seed that follows the namespaces of a labelled region; with ``verbose`` what
-    ``ndctl list -v`` adds."""
+    ``ndctl list -v`` adds; with ``media_errors`` where bad blocks are, and not only how many."""
     return Bus(
         provider="image",
         dev="ndbus0",
         dimms=tuple(_dimm(dimm) for dimm in bus.dimms),
-        regions=tuple(_region(region, idle, verbose) for region in bus.regions),
+        regions=tuple(_region(region, idle, verbose, media_errors) for region in bus.regions),
     )
 
 
@@ -52,7 +55,7 @@ def _dimm(dimm: ImageDimm) -> Dimm:
     )
 
 
-def _region(region: ImageRegion, idle: bool, verbose: bool) -> Region:
+def _region(region: ImageRegion, idle: bool, verbose: bool, media_errors: bool) -> Region:
     unit = region.span.align
     busy = 0
     if region.scan is not None:
@@ -64,7 +67,11 @@ def _region(region: ImageRegion, idle: bool, verbose: bool) -> Region:
     else:
         available, largest = 0, 0
     node = region.dimms[0].spec.numa_node if verbose else None
-    every = [namespace_record(each, verbose=verbose) for each in region.namespaces]
+    every = [
+        namespace_record(each, verbose=verbose, media_errors=media_errors)
+        for each in region.namespaces
+    ]
+    bad = region.bad(0, region.size)
     shown = [each for each in every if idle or each.state != "disabled"]
     if idle and region.labelled:
         shown.append(_seed(region, node))
@@ -77,6 +84,8 @@ def _region(region: ImageRegion, idle: bool, verbose: bool) -> Region:
         numa_node=node,
         target_node=node,
         iset_id=region.span.cookie if region.labelled else None,
+        badblock_count=sum(run.length for run in bad) or None,
+        badblocks=_listed(region, bad) if media_errors else None,
         persistence_domain="unknown",
         mappings=tuple(
             Mapping(
@@ -106,8 +115,15 @@ def _seed(region: ImageRegion, node: int | None) -> Namespace:
     )
 
 
-def namespace_record(here: ImageNamespace, *, verbose: bool = False) -> Namespace:
-    """One namespace."""
+def _listed(region: ImageRegion, bad: tuple[BadRun, ...]) -> list[dict[str, object]] | None:
+    names = [dimm.name for dimm in region.dimms]
+    return [{**run._asdict(), "dimms": names} for run in bad] or None
+
+
+def namespace_record(
+    here: ImageNamespace, *, verbose: bool = False, media_errors: bool = False
+) -> Namespace:
+    """One namespace. Where the bad blocks of mode sector are is not said, as sectors move."""
     claim = here.claim
     index = here.region.span.index
     uuid = claim.uuid if claim.uuid is not None and claim.enabled else None
@@ -123,6 +139,9 @@ def namespace_record(here: ImageNamespace, *, verbose: bool = False) -> Namespac
     blockdev = f"pmem{index}" + (f".{here.number}" if here.number else "")
     blockdev += "s" if claim.mode == "sector" else ""
     chardev = f"dax{index}.{here.number}"
+    # Of mode sector the raw blocks count, with those of its metadata.
+    data = (claim.offset, size) if used and claim.mode != "sector" else (0, here.size)
+    bad = here.region.bad(here.offset + data[0], data[1])
     raw_uuid = verbose and here.found is not None and used
     return Namespace(
         dev=here.dev,
@@ -139,6 +158,8 @@ def namespace_record(here: ImageNamespace, *, verbose: bool = False) -> Namespac
         name=here.name or None,
         numa_node=node,
         target_node=node,
+        badblock_count=sum(run.length for run in bad) or None,
+        badblocks=_listed(here.region, bad) if media_errors and claim.mode != "sector" else None,
         state=None if claim.enabled else "disabled",
         path=here.region.path,
     )

@@ -26,6 +26,7 @@ COMMANDS = {
     "destroy-namespace": ("destroy_namespace", "remove one"),
     "reconfigure": ("reconfigure_namespace", "turn one into another mode"),
     "check-namespace": ("check_namespace", "check and repair a sector namespace"),
+    "inject-error": ("inject_error", "make blocks of an image unreadable, or readable again"),
     "enable-namespace": ("switch_namespace:run_enable", "would a kernel enable it?"),
     "disable-namespace": ("switch_namespace:run_disable", "does nobody have it open?"),
     "init-labels": ("edit_labels:run_init", "make a label area ready for namespaces"),

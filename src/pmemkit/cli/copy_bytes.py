@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar, on a terminal too")
     parser.add_argument("--json", action="store_true", help="say what was copied, as JSON")
+    parser.add_argument(
+        "--backup-info-block",
+        action="store_true",
+        help="of a source of mode sector: read by the copy of an info block that is bad",
+    )
     for side in ("source", "target"):
         parser.add_argument(
             f"--{side}-layer",
@@ -88,7 +93,12 @@ def _open_source(options: argparse.Namespace, stack: ExitStack) -> "tuple[Source
             raise InvalidArgument("--source-layer needs a region, not standard input")
         return StreamSource(sys.stdin.fileno()), None
     region = stack.enter_context(
-        open_region(options.source, read_only=True, locking=options.locking)
+        open_region(
+            options.source,
+            read_only=True,
+            locking=options.locking,
+            backup_info_block=options.backup_info_block,
+        )
     )
     device = stack.enter_context(region.device(layers=layers))
     return DeviceSource(device), device.size

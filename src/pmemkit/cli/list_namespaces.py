@@ -38,6 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="more fields; of regions also nature"
     )
+    parser.add_argument(
+        "-M", "--media-errors", action="store_true", help="where bad blocks are, and not only count"
+    )
     parser.add_argument("-u", "--human", action="store_true", help="sizes for people")
     parser.add_argument("-d", "--dimm", help="only what this dimm is part of: nmem0, or 0")
     parser.add_argument("-r", "--region", help="only this one: region0, or 0")
@@ -53,8 +56,13 @@ def run(arguments: Sequence[str]) -> int:
     if options.mode and options.mode not in _MODES:
         text = f"mode {options.mode!r} is none of {', '.join(_MODES)}"
         raise InvalidArgument(text, op="list")
+    options.media_errors |= options.verbose
     seen = _images(options) if options.paths else None
-    buses = list(kernel_bus()) if seen is None else [_record(seen, options)]
+    buses = (
+        list(kernel_bus(media_errors=options.media_errors))
+        if seen is None
+        else [_record(seen, options)]
+    )
     found = listing(
         [_filtered(bus, options) for bus in buses],
         buses=options.buses,
@@ -112,7 +120,9 @@ def _images(options: argparse.Namespace) -> "ImageBus":
 def _record(seen: "ImageBus", options: argparse.Namespace) -> "Bus":
     from pmemkit.bus import bus_record
 
-    return bus_record(seen, idle=options.idle, verbose=options.verbose)
+    return bus_record(
+        seen, idle=options.idle, verbose=options.verbose, media_errors=options.media_errors
+    )
 
 
 def _filtered(bus: "Bus", options: argparse.Namespace) -> "Bus":

@@ -32,6 +32,7 @@ _EXAMPLES = """\
   pmem serve disk.img --unix /run/disk.sock
   pmem serve boot=boot.img data=/dev/pmem0 --tcp 127.0.0.1:10809
   pmem serve disk.img:namespace0.0      one namespace, as its mode has it
+  pmem serve disk.img:namespace0.0 --read-only --backup-info-block
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
@@ -101,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--name", default=None, help="of the export of a single PATH")
     exporting.add_argument("--description", default="", help="shown to clients that list")
     exporting.add_argument("--read-only", action="store_true")
+    exporting.add_argument(
+        "--backup-info-block",
+        action="store_true",
+        help="with --read-only: of mode sector, read by the copy of an info block that is bad",
+    )
     exporting.add_argument("--size", type=size, help="of memory and of a new default image (1G)")
     exporting.add_argument(
         "--layer", metavar="LAYER", type=typed(parse_layer), action="append", default=[]
@@ -177,10 +183,13 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 granularity=options.granularity,
                 locking=options.locking,
                 ordering=options.ordering,
+                backup_info_block=options.backup_info_block,
             )
         )
         read_only = options.read_only
         device = stack.enter_context(region.device(layers=layers, read_only=read_only))
+        if region.read_only_because is not None and not read_only:
+            _say(f"export {name!r} is read-only: {region.read_only_because}")
         exports.append(Export(name, device, options.description, read_only))
     return exports
 

@@ -156,6 +156,8 @@ def _verdict(path: str, here: "ImageNamespace | None") -> "Verdict | None":
 def _atomicity(here: "ImageNamespace | None", granularity: str) -> str:
     if here is None or here.claim.mode != "sector":
         return "8 aligned bytes; sectors may be torn by a power failure"
+    if here.claim.info is not None and here.claim.info.flags & 1:
+        return "the first arena carries the error flag, because a write failed there: read-only"
     promise = f"sectors of {here.claim.sector_size} bytes are old or new"
     if granularity != "page":
         return f"{promise}, never torn"

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 from uuid import UUID
 
-from pmemkit.errors import InvalidArgument
+from pmemkit.errors import InvalidArgument, MediaError
 from pmemkit.formats.layout import Clear, Fault, Layout, at
 
 __all__ = [
@@ -52,14 +52,17 @@ __all__ = [
     "LogEntry",
     "Version",
     "arenas",
+    "find_copy",
     "follow_log",
     "fresh_layout",
+    "good_info",
     "info_faults",
     "initial_log",
     "lane_of",
     "log_groups",
     "log_pair",
     "probe",
+    "readable",
 ]
 
 Version = Literal["1.1", "2.0"]
@@ -356,6 +359,55 @@ def probe(
             unit = 4096 if first.external_lbasize >= 4096 else 512
             return BttProbe("valid", first, (), total * unit, first.external_lbasize)
         start += info.nextoff
+
+
+def readable(read: Callable[[int, int], bytes], offset: int, size: int) -> bytes:
+    """The info block at an offset of a namespace of ``size`` bytes; nothing where it does not fit,
+    or lies on bad media."""
+    if offset < 0 or offset + INFO_SIZE > size:
+        return b""
+    try:
+        return read(offset, INFO_SIZE)
+    except MediaError:
+        return b""
+
+
+def good_info(
+    read: Callable[[int, int], bytes],
+    at: int,
+    *,
+    start: int,
+    size: int,
+    version: Version,
+    parent: UUID,
+) -> BttInfo | None:
+    """The info block at ``at`` if it is one of an arena that begins at ``start``, in a namespace of
+    ``size`` bytes. On bad media there is none."""
+    block = readable(read, at, size)
+    if len(block) < INFO_SIZE:
+        return None
+    info = BttInfo.unpack(block)
+    if info_faults(info, block, room=size - start, parent=parent):
+        return None
+    if at not in (start, start + info.info2off):
+        return None
+    return info if f"{info.major}.{info.minor}" == version else None
+
+
+def find_copy(
+    read: Callable[[int, int], bytes], *, start: int, size: int, version: Version, parent: UUID
+) -> tuple[int, BttInfo] | None:
+    """The copy of the info block of the arena at ``start``, and where it lies."""
+    rest = size - start
+    own = BttInfo.unpack(readable(read, start, size).ljust(INFO_SIZE, b"\0"))
+    ends = (min(rest, ARENA_SIZE_MAX) // _PAGE * _PAGE, rest // _PAGE * _PAGE)
+    for offset in (*(end - INFO_SIZE for end in ends), own.info2off):
+        place = start + offset
+        if 0 < offset <= rest - INFO_SIZE:
+            info = good_info(read, place, start=start, size=size, version=version, parent=parent)
+            if info is not None:
+                return place, info
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ Invariants:
    :mod:`pmemkit.media.lock`).
 2. A block device is opened exclusively for writing, so one that is mounted is :class:`Busy`.
 3. Every failure is a class of :mod:`pmemkit.errors` with the path in it.
+4. An image fails where its list of bad blocks says so (:mod:`pmemkit.media.badblocks`).
 
 What this does not do: create files, read what is on the media.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, PmemError, ReadOnly
 from pmemkit.errors import SystemFailure as _SystemFailure
+from pmemkit.media.badblocks import with_bad_blocks
 from pmemkit.media.granularity import Backing, Decision, Platform, decide
 from pmemkit.media.lock import lock
 from pmemkit.media.platform import LinuxPlatform
@@ -107,7 +109,8 @@ class OpenedMedium:
             return
         size = self.current_size()
         try:
-            self.medium = _map(self.file.fileno(), size, self.decision, self.read_only)
+            medium = _map(self.file.fileno(), size, self.decision, self.read_only)
+            self.medium = _judged(medium, self.backing, self.path, self.part, self.read_only)
         except OSError as cause:
             raise failure_of(cause, "refresh", self.path) from cause
 
@@ -160,6 +163,7 @@ def open_medium(
             required=required_granularity,
         )
         medium = _map(fd, size, decision, read_only, part)
+        medium = _judged(medium, backing, path, part, read_only)
         volatile, domain = _persistence(backing, fd, asked)
     except BaseException as cause:
         if file is not None:
@@ -243,6 +247,15 @@ def _map(
         read_only=read_only,
         resizable=part is None,
     )
+
+
+def _judged(
+    medium: "Medium", backing: Backing, path: str, part: tuple[int, int] | None, read_only: bool
+) -> "Medium":
+    """An image fails where its list of bad blocks says so; a device does so by itself."""
+    if backing != "file":
+        return medium
+    return with_bad_blocks(medium, path, start=part[0] if part else 0, read_only=read_only)
 
 
 def _persistence(backing: Backing, fd: int | None, platform: Platform) -> tuple[str | None, str]:

@@ -155,44 +155,31 @@ class _View:
 
 
 def _find_version(view: _View) -> btt.Version:
-    for version in ("1.1", "2.0"):
+    versions: tuple[btt.Version, ...] = ("1.1", "2.0")
+    for version in versions:
         start = btt.INITIAL_OFFSET[version]
-        if _good_info(view, start, start, version) or _find_copy(view, start, version):
+        if _good_info(view, start, version) or _find_copy(view, start, version):
             return version
     raise Corrupt("there is no BTT info block, and no copy of one at the end", op="check")
 
 
-def _good_info(view: _View, at: int, start: int, version: str) -> btt.BttInfo | None:
-    """The info block at ``at`` if it is one of an arena that begins at ``start``."""
-    block = view.read(at, btt.INFO_SIZE)
-    if len(block) < btt.INFO_SIZE:
-        return None
-    info = btt.BttInfo.unpack(block)
-    if btt.info_faults(info, block, room=view.size - start, parent=view.parent):
-        return None
-    if at not in (start, start + info.info2off):
-        return None
-    return info if f"{info.major}.{info.minor}" == version else None
+def _good_info(view: _View, start: int, version: btt.Version) -> btt.BttInfo | None:
+    return btt.good_info(
+        view.read, start, start=start, size=view.size, version=version, parent=view.parent
+    )
 
 
-def _find_copy(view: _View, start: int, version: str) -> tuple[int, btt.BttInfo] | None:
-    """The copy of the info block of the arena at ``start``, and where it lies."""
-    rest = view.size - start
-    own = btt.BttInfo.unpack(view.read(start, btt.INFO_SIZE).ljust(btt.INFO_SIZE, b"\0"))
-    ends = (min(rest, btt.ARENA_SIZE_MAX) // 4096 * 4096, rest // 4096 * 4096)
-    for at in (*(end - btt.INFO_SIZE for end in ends), own.info2off):
-        if 0 < at <= rest - btt.INFO_SIZE:
-            info = _good_info(view, start + at, start, version)
-            if info is not None:
-                return start + at, info
-    return None
+def _find_copy(view: _View, start: int, version: btt.Version) -> tuple[int, btt.BttInfo] | None:
+    return btt.find_copy(
+        view.read, start=start, size=view.size, version=version, parent=view.parent
+    )
 
 
 def _find_arenas(view: _View, version: btt.Version, report: CheckReport) -> list[_Arena]:
     arenas: list[_Arena] = []
     start = btt.INITIAL_OFFSET[version]
     while True:
-        info = _good_info(view, start, start, version)
+        info = _good_info(view, start, version)
         restore = []
         if info is None:
             copy = _find_copy(view, start, version)
@@ -208,7 +195,7 @@ def _find_arenas(view: _View, version: btt.Version, report: CheckReport) -> list
             restore.append(start)
         block = info.sealed()
         at = start + info.info2off
-        if view.read(at, btt.INFO_SIZE) != block:
+        if btt.readable(view.read, at, view.size) != block:
             text = f"info2 block at {at} needs to be restored: it differs from the info block"
             report.findings.append(Finding("info2", at, text, repairable=True))
             restore.append(at)

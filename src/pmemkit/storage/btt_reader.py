@@ -18,6 +18,7 @@ no stale entry, but may see a block that was given to somebody else meanwhile.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from pmemkit.bus.image import Reader
@@ -42,17 +43,31 @@ class Arena:
 
 
 def read_infos(
-    read: Reader, size: int, *, version: tuple[int, int] | None, parent_uuid: UUID
+    read: Reader,
+    size: int,
+    *,
+    version: tuple[int, int] | None,
+    parent_uuid: UUID,
+    backup: bool = False,
 ) -> list[tuple[int, btt.BttInfo]]:
-    """Where each arena of a namespace begins, and its info block. Raises :class:`Corrupt`."""
+    """Where each arena of a namespace begins, and its info block; with ``backup`` the copy of a
+    block that is bad. Raises :class:`Corrupt`."""
     wanted: btt.Version = "1.1" if version == (1, 1) else "2.0"
-    found = btt.probe(read, size=size, version=wanted, parent=parent_uuid)
-    if found.verdict != "valid":
-        require(list(found.faults))
-        raise Corrupt(f"there is no BTT of version {wanted}", op="open")
-    infos, start = [], btt.INITIAL_OFFSET[wanted]
+    if not backup:
+        found = btt.probe(read, size=size, version=wanted, parent=parent_uuid)
+        if found.verdict != "valid":
+            require(list(found.faults))
+            raise Corrupt(f"there is no BTT of version {wanted}", op="open")
+    infos: list[tuple[int, btt.BttInfo]] = []
+    start = btt.INITIAL_OFFSET[wanted]
     while True:
-        info = btt.BttInfo.unpack(read(start, btt.BttInfo.SIZE))
+        where: Any = {"start": start, "size": size, "version": wanted, "parent": parent_uuid}
+        info = btt.good_info(read, start, **where)
+        if info is None and (copy := btt.find_copy(read, **where)) is not None:
+            info = copy[1]
+        if info is None:
+            text = f"neither the info block at {start} nor a copy of it can be used"
+            raise Corrupt(text, op="open", offset=start)
         infos.append((start, info))
         if not info.nextoff:
             return infos

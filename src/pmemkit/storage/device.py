@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pmemkit.errors import Closed, PmemError
+from pmemkit.errors import Closed, PmemError, ReadOnly
 from pmemkit.storage.layers import Layer
 
 if TYPE_CHECKING:
@@ -45,11 +45,18 @@ class BlockDevice:
     """A block device over a region. Made by :meth:`Region.device`."""
 
     def __init__(
-        self, bottom: "Device", path: str, *, layers: Sequence[Layer] = (), read_only: bool = False
+        self,
+        bottom: "Device",
+        path: str,
+        *,
+        layers: Sequence[Layer] = (),
+        read_only: bool = False,
+        read_only_because: str | None = None,
     ) -> None:
         """``layers``: the first is nearest the client."""
         self._path = path
         self._read_only = read_only
+        self._read_only_because = read_only_because
         self._traces: list[tuple[str | None, Trace]] = []
         for layer in reversed(layers):
             bottom, sink = layer.add_to(bottom)
@@ -238,6 +245,8 @@ class BlockDevice:
 
     def _named(self, error: PmemError) -> PmemError:
         error.path = error.path or self._path
+        if isinstance(error, ReadOnly) and self._read_only_because is not None:
+            error.message += f": {self._read_only_because}"
         return error
 
 

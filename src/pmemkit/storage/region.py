@@ -23,12 +23,11 @@ from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
-from pmemkit.storage.sector import ORDERINGS, Ordering, open_sectors
+from pmemkit.storage.sector import ORDERINGS, Ordering, Sectors, open_sectors
 from pmemkit.units import parse_size
 
 if TYPE_CHECKING:
     from pmemkit._native.block import Device
-    from pmemkit._native.btt import Engine
     from pmemkit._native.media import Medium
 
 __all__ = ["Region", "create_file", "open_region"]
@@ -43,6 +42,7 @@ def open_region(
     required_granularity: str | None = None,
     locking: Locking = "on",
     ordering: Ordering = "default",
+    backup_info_block: bool = False,
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
     ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
@@ -54,6 +54,10 @@ def open_region(
 
     ``ordering="strict"`` makes mode sector keep its promise on media of granularity ``page`` too,
     at a price; see :data:`pmemkit.storage.sector.ORDERINGS`.
+
+    A namespace of mode sector whose info block is bad is :class:`Corrupt`, and never laid out anew
+    or taken for a raw one. With ``read_only`` and ``backup_info_block`` it is read by the copy of
+    that block.
 
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
@@ -69,7 +73,10 @@ def open_region(
     if ordering not in ORDERINGS:
         choices = ", ".join(ORDERINGS)
         raise InvalidArgument(f"ordering {ordering!r} is none of {choices}", path=os.fspath(path))
-    place = _place_of(os.fspath(path))
+    if backup_info_block and not read_only:
+        text = "a backup info block is for reading: open it read-only"
+        raise InvalidArgument(text, op="open", path=os.fspath(path))
+    place = _place_of(os.fspath(path), backup_info_block=backup_info_block)
     opened = open_medium(
         path if place is None else place.path,
         granularity=granularity,
@@ -81,11 +88,14 @@ def open_region(
     return Region(opened, place, ordering)
 
 
-def _place_of(path: str) -> Place | None:
+def _place_of(path: str, *, backup_info_block: bool) -> Place | None:
     """The namespace that a path names; ``None`` for a file or device taken as it is."""
     named = split_namespace(path)
     if named is not None and not os.path.lexists(path):
-        return locate(*named)
+        return locate(*named, backup_info_block=backup_info_block)
+    if backup_info_block:
+        text = "a backup info block is that of a namespace: say PATH:namespaceR.N"
+        raise InvalidArgument(text, op="open", path=path)
     if memory_spec(path) is None and os.path.isfile(path):  # noqa: PTH113 - the same
         require_whole(path)
     return None
@@ -122,7 +132,7 @@ class Region:
         self._path = opened.path if place is None else f"{opened.path}:{place.namespace.dev}"
         self._ordering: Ordering = ordering
         self._bottom: Device | None = None
-        self._sectors: Engine | None = None
+        self._sectors: Sectors | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
     def __enter__(self) -> "Region":
@@ -154,6 +164,13 @@ class Region:
     def read_only(self) -> bool:
         """True when it was opened read-only."""
         return self._open("read_only").read_only
+
+    @property
+    def read_only_because(self) -> str | None:
+        """Why arenas of a namespace of mode sector are not written although it was opened for
+        writing; known as soon as there is a device of it."""
+        self._open("read_only_because")
+        return None if self._sectors is None else self._sectors.read_only_because
 
     @property
     def granularity(self) -> Granularity:
@@ -222,7 +239,13 @@ class Region:
         if self._bottom is None:
             self._bottom = self._make_bottom(opened)
         read_only = read_only or opened.read_only
-        device = BlockDevice(self._bottom, self._path, layers=parsed, read_only=read_only)
+        device = BlockDevice(
+            self._bottom,
+            self._path,
+            layers=parsed,
+            read_only=read_only,
+            read_only_because=self.read_only_because,
+        )
         self._devices.add(device)
         return device
 
@@ -233,13 +256,14 @@ class Region:
             return block.raw(opened.medium, read_only=opened.read_only)
         return self._engine(opened, self._place).device()
 
-    def _engine(self, opened: OpenedMedium, place: Place) -> "Engine":
+    def _engine(self, opened: OpenedMedium, place: Place) -> Sectors:
         """The engine of mode sector; its lanes live in it, so there is one."""
         if self._sectors is None:
             try:
                 self._sectors = open_sectors(
                     opened.medium,
-                    version=place.namespace.claim.version,
+                    version=place.btt_version,
+                    backup_info_block=place.backup_version is not None,
                     parent_uuid=place.namespace.uuid,
                     read_only=opened.read_only,
                     ordering=self._ordering,

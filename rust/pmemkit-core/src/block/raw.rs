@@ -28,7 +28,8 @@ pub struct Raw {
 impl Raw {
     /// A device over the whole medium, as long as it is now.
     pub fn new(medium: Arc<dyn Medium>, read_only: bool) -> Self {
-        let mut caps = Caps::CACHE | Caps::EXTENTS | Caps::MAP | Caps::MULTI_CONN;
+        let mut caps = Caps::CACHE | Caps::EXTENTS | Caps::MULTI_CONN;
+        caps.set(Caps::MAP, medium.loads_by_mapping());
         if !read_only {
             caps |= Caps::WRITE | Caps::FLUSH | Caps::FUA | Caps::DISCARD | Caps::ZERO;
             caps.set(Caps::FAST_ZERO, medium.punch(0, 0) == Ok(true));

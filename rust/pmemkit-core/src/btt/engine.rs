@@ -364,8 +364,9 @@ impl Arena {
 
     // --- writing ---------------------------------------------------------------------------------
 
-    /// Writes sectors that follow each other: as many as there are lanes for, at least one, and
-    /// says how many. They are durable when this returns (granularity `page`: strict only).
+    /// Writes sectors that follow each other: as many as there are lanes for, and says how many.
+    /// They are durable when this returns (granularity `page`: strict only). It is none where the
+    /// free block of a lane has bad media: that lane is given up, and the caller comes again.
     ///
     /// # Safety
     /// Each source must be valid for reads of [`Geometry::sector_size`] bytes.
@@ -384,7 +385,13 @@ impl Arena {
         self.plan(medium, first, &lanes, &mut entries)?;
         for (lane, source) in lanes.iter_mut().zip(sources) {
             // SAFETY: the caller's promise.
-            unsafe { self.fill_block(medium, lane, *source)? };
+            match unsafe { self.fill_block(medium, lane, *source) } {
+                Err(error) if error.kind == Kind::Media => {
+                    lane.dead = true;
+                    return Ok(0);
+                }
+                result => result?,
+            }
         }
         let result = self.exchange(medium, &mut lanes, &mut lines, &entries);
         if result.is_err() {
@@ -396,7 +403,7 @@ impl Arena {
     fn check_writable(&self, op: &'static str) -> Result<()> {
         if self.geometry.in_error {
             let text = "the info block has the error flag set: the arena is read-only";
-            return Err(Error::new(Kind::Media, op, text).at(self.geometry.start));
+            return Err(Error::new(Kind::ReadOnly, op, text).at(self.geometry.start));
         }
         if self.options.read_only {
             return Err(Error::new(Kind::ReadOnly, op, "the arena was opened read-only"));

@@ -87,14 +87,14 @@ impl Arena {
             again = kept.len() < left;
             moves = kept;
         }
-        if !self.options.read_only {
+        if !self.is_read_only() {
             self.order(medium)?;
         }
         Ok(())
     }
 
     fn roll_forward(&mut self, medium: &dyn Medium, lba: u32, block: u32) -> Result<()> {
-        if self.options.read_only {
+        if self.is_read_only() {
             match self.finished.binary_search_by_key(&lba, |each| each.0) {
                 Ok(place) => self.finished[place].1 = block,
                 Err(place) => self.finished.insert(place, (lba, block)),

@@ -20,6 +20,7 @@
 //! What this does not do: retry, cache, count sectors, know about block devices.
 
 mod backing;
+mod badblocks;
 mod choice;
 pub mod crash;
 mod guard;
@@ -34,6 +35,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, Kind, Result};
 use crate::sg::{RegionId, Segment};
 
+pub use badblocks::{BadBlocks, BadRun, Record, BAD_SECTOR_SIZE};
 pub use mapped::{map_sync_granted, FileOptions, Mapped};
 pub use stats::Stats;
 pub use sys::memfd;
@@ -128,6 +130,12 @@ pub trait Medium: Send + Sync {
     /// True when storing through [`Medium::address`] is as good as [`Medium::store`]. False for a
     /// file behind a page cache, where it costs a fault a page and more data at the next sync.
     fn stores_by_mapping(&self) -> bool {
+        true
+    }
+
+    /// True when loading through [`Medium::address`] is as good as [`Medium::load`]. False where
+    /// some of the bytes must not be read.
+    fn loads_by_mapping(&self) -> bool {
         true
     }
 
