@@ -169,7 +169,7 @@ fn thread_number() -> usize {
 }
 
 /// Gives the calling thread another number, so that tests choose its lane.
-#[cfg(any(test, feature = "planted-faults"))]
+#[cfg(test)]
 pub(super) fn impersonate(number: usize) {
     NUMBER.with(|cell| cell.set(number));
 }

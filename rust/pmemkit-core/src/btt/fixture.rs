@@ -8,6 +8,7 @@ use super::log::Entry;
 use super::{Btt, GROUP_SIZE};
 use crate::block::{Device, Flags, Op, Request};
 use crate::error::Result;
+use crate::media::crash::PAGE_SIZE;
 use crate::media::recording::Recording;
 use crate::media::{Granularity, Medium};
 use crate::sg::Sg;
@@ -17,8 +18,10 @@ pub fn geometry(sector_size: u32, sectors: u32, lanes: u32) -> Geometry {
     let internal_lbasize = sector_size.next_multiple_of(64);
     let blocks = sectors + lanes;
     let dataoff = 64;
-    let mapoff = dataoff + u64::from(blocks) * u64::from(internal_lbasize);
-    let logoff = mapoff + (4 * u64::from(sectors)).next_multiple_of(64);
+    let data = u64::from(blocks) * u64::from(internal_lbasize);
+    // Pages of their own, as in the arenas of Linux: a host writes them back on their own.
+    let mapoff = (dataoff + data).next_multiple_of(PAGE_SIZE);
+    let logoff = (mapoff + 4 * u64::from(sectors)).next_multiple_of(PAGE_SIZE);
     Geometry {
         start: 0,
         external_lbasize: sector_size,
@@ -74,10 +77,16 @@ pub fn write(device: &Btt, at: u64, data: &[u8]) -> Result<()> {
 /// Bytes into a new buffer.
 pub fn read(device: &Btt, at: u64, len: u64) -> Result<Vec<u8>> {
     let mut data = vec![0xee; len as usize];
-    // SAFETY: the buffer outlives the request.
-    let sg = unsafe { Sg::host(data.as_mut_ptr(), len) };
-    submit(device, Op::Read, at, len, &sg)?;
+    read_into(device, at, &mut data)?;
     Ok(data)
+}
+
+/// Bytes into a buffer.
+pub fn read_into(device: &Btt, at: u64, buffer: &mut [u8]) -> Result<()> {
+    let len = buffer.len() as u64;
+    // SAFETY: the buffer outlives the request.
+    let sg = unsafe { Sg::host(buffer.as_mut_ptr(), len) };
+    submit(device, Op::Read, at, len, &sg)
 }
 
 /// A request without a buffer.
@@ -87,4 +96,22 @@ pub fn ranged(device: &Btt, op: Op, at: u64, len: u64) -> Result<()> {
 
 fn submit(device: &Btt, op: Op, at: u64, len: u64, sg: &Sg) -> Result<()> {
     device.submit(&Request { op, at, len, flags: Flags::empty(), sg })
+}
+
+/// A small random number generator; the same seed, the same numbers.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// A number below `bound`.
+    pub fn roll(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// True where the counts are those of a soak run.
+pub fn soak() -> bool {
+    std::env::var_os("PMEMKIT_SOAK").is_some_and(|value| value == "1")
 }

@@ -11,11 +11,13 @@
 //! ```
 
 mod check;
+#[cfg(test)]
+mod concurrency;
 mod device;
 mod engine;
-#[cfg(any(test, feature = "planted-faults"))]
-pub mod explore;
-#[cfg(any(test, feature = "planted-faults"))]
+#[cfg(test)]
+mod explore;
+#[cfg(test)]
 mod fixture;
 mod geometry;
 mod lock;

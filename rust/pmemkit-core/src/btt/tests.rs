@@ -1,28 +1,13 @@
-//! The engine against an array, against damage, and against many threads.
-
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+//! The engine against an array, and against damage.
 
 use super::engine::Options;
-use super::fixture::{fresh, geometry, open, ranged, read, recording, write};
-use super::{Btt, ERROR, NORMAL, ZERO};
+use super::fixture::{fresh, geometry, open, ranged, read, recording, write, Dice};
+use super::{ERROR, NORMAL, ZERO};
 use crate::block::{Device, Op};
 use crate::error::Kind;
-use crate::media::{Granularity, Mapped, Medium, Store};
+use crate::media::{Granularity, Medium};
 
 const SIZES: [u32; 7] = [512, 520, 528, 4096, 4104, 4160, 4224];
-
-/// A small random number generator; the same seed, the same numbers.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
 
 #[test]
 fn random_requests_do_what_an_array_does() {
@@ -149,70 +134,4 @@ fn damage_is_refused_with_what_is_wrong() {
     assert_eq!(read(&device, 0, 1).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(write(&device, 0, &[0; 512]).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(device.validate().unwrap(), ["arena 0: sector 0: there is no block 11"]);
-}
-
-/// Eight threads on few sectors: whoever reads finds one write, whole, and never an older one than
-/// it found before.
-#[test]
-fn readers_find_whole_sectors_and_never_go_back() {
-    let seconds = std::env::var("PMEMKIT_BTT_SECONDS").ok().and_then(|text| text.parse().ok());
-    let until =
-        std::time::Instant::now() + std::time::Duration::from_secs_f64(seconds.unwrap_or(1.0));
-    let geometry = geometry(4096, 12, 6);
-    let image = fresh(&geometry);
-    let medium = Arc::new(Mapped::anonymous(image.len() as u64, false).unwrap());
-    // SAFETY: the image has these bytes.
-    unsafe { medium.store(0, image.as_ptr(), image.len() as u64, Store::Auto).unwrap() };
-    let device = Btt::open(medium, &[geometry], Options::default()).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for writer in 0..4u64 {
-            let (device, stop) = (&device, &stop);
-            scope.spawn(move || {
-                for round in 1u64.. {
-                    if stop.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    // Each writer has sectors of its own, so that rounds grow in each.
-                    let sector = writer * 3 + round % 3;
-                    let words: Vec<u64> = (0..512)
-                        .map(|place| (round << 16) | (sector << 8) | (place % 251))
-                        .collect();
-                    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                    write(device, sector * 4096, &bytes).unwrap();
-                }
-            });
-        }
-        for reader in 0..4u64 {
-            let (device, stop) = (&device, &stop);
-            scope.spawn(move || {
-                let mut dice = Dice(reader + 77);
-                let mut newest = [0u64; 12];
-                while !stop.load(Ordering::Relaxed) {
-                    let sector = dice.roll(12);
-                    let bytes = read(device, sector * 4096, 4096).unwrap();
-                    let words: Vec<_> = bytes
-                        .chunks(8)
-                        .map(|w| u64::from_le_bytes(w.try_into().unwrap()))
-                        .collect();
-                    let round = words[0] >> 16;
-                    if round == 0 {
-                        assert!(words.iter().all(|word| *word == 0), "torn: {:?}", &words[..8]);
-                    } else {
-                        let whole = words.iter().enumerate().all(|(place, word)| {
-                            *word == (round << 16) | (sector << 8) | (place as u64 % 251)
-                        });
-                        assert!(whole, "torn sector {sector} at round {round}");
-                    }
-                    assert!(round >= newest[sector as usize], "sector {sector} went back");
-                    newest[sector as usize] = round;
-                }
-            });
-        }
-        while std::time::Instant::now() < until && !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    assert_eq!(device.validate().unwrap(), Vec::<String>::new());
 }

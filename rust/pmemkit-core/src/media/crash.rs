@@ -198,7 +198,8 @@ pub struct Wanted {
     pub seed: u64,
     /// With `page`: 512-byte sectors of a page may be of different age.
     pub torn_pages: bool,
-    /// Choose only among units that touch these `(offset, length)` ranges; others stay durable.
+    /// Choose only among what touches these `(offset, length)` ranges, lines or stores, and keep
+    /// the rest as it is durable.
     pub only: Option<Vec<(u64, u64)>>,
 }
 
@@ -355,6 +356,11 @@ impl Model {
         choice::count(self.units.values())
     }
 
+    /// How many of them are choices among the units wanted.
+    pub fn count_wanted(&self, wanted: &Wanted) -> u64 {
+        choice::count(self.wanted_units(wanted).into_iter().map(|(_, unit)| unit))
+    }
+
     /// Calls `visit` with each image wanted, without duplicates, until it fails. Returns how many
     /// it was called with.
     pub fn images<E>(
@@ -362,15 +368,7 @@ impl Model {
         wanted: &Wanted,
         mut visit: impl FnMut(&CrashImage<'_>) -> Result<(), E>,
     ) -> Result<usize, E> {
-        let touches = |key: &Key| match &wanted.only {
-            None => true,
-            Some(ranges) => ranges.iter().any(|range| self.touches(key, *range)),
-        };
-        let units: Vec<_> = self
-            .units
-            .iter()
-            .filter(|(key, unit)| unit.choice_last() > 0 && touches(key))
-            .collect();
+        let units = self.wanted_units(wanted);
         let shapes: Vec<&Unit> = units.iter().map(|(_, unit)| *unit).collect();
         let mut seen: HashSet<Overlay> = HashSet::new();
         choice::for_each(&shapes, wanted.limit, wanted.seed, |choices| {
@@ -385,6 +383,15 @@ impl Model {
         Ok(seen.len())
     }
 
+    fn wanted_units(&self, wanted: &Wanted) -> Vec<(&Key, &Unit)> {
+        let touches = |key: &Key, unit: &Unit| match &wanted.only {
+            None => true,
+            Some(ranges) => ranges.iter().any(|range| self.touches(key, unit, *range)),
+        };
+        let open = |(key, unit): &(&Key, &Unit)| unit.choice_last() > 0 && touches(key, unit);
+        self.units.iter().filter(open).collect()
+    }
+
     /// Bytes that get to media together, of `page` and `cacheline`.
     fn unit_size(&self) -> u64 {
         match self.granularity {
@@ -394,10 +401,14 @@ impl Model {
         }
     }
 
-    fn touches(&self, key: &Key, (at, len): (u64, u64)) -> bool {
+    fn touches(&self, key: &Key, unit: &Unit, (at, len): (u64, u64)) -> bool {
         let (start, size) = match key {
-            Key::Cached(_) if self.granularity == Granularity::Byte => return len > 0,
-            Key::Cached(number) => (number * self.unit_size(), self.unit_size()),
+            Key::Cached(_) if self.granularity != Granularity::Cacheline => {
+                let mut pieces = unit.steps.iter().flat_map(|step| &step.pieces);
+                let inside = at.saturating_sub(WORD_SIZE - 1)..at.saturating_add(len);
+                return len > 0 && pieces.any(|piece| inside.contains(&piece.word));
+            }
+            Key::Cached(line) => (line * LINE_SIZE, LINE_SIZE),
             Key::Around(word) => (word - word % LINE_SIZE, LINE_SIZE),
             Key::Hole(page) => (page * PAGE_SIZE, PAGE_SIZE),
         };

@@ -1,0 +1,95 @@
+//! The exploration, and the proof that it can fail.
+#![cfg(test)]
+#![allow(clippy::print_stdout)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use super::sequences::{random, settings, short, BAD};
+use super::{Explorer, Options, Report, Setting};
+use crate::btt::concurrency::interrupted_reads;
+use crate::btt::fixture::soak;
+use crate::btt::Plant;
+use crate::media::Granularity;
+
+/// Every setting in a soak run, otherwise every sector size on media of granularity `cacheline`, and
+/// one of each class on the others.
+fn chosen() -> Vec<Setting> {
+    let main = |each: &Setting| match each.granularity {
+        Granularity::Cacheline => true,
+        _ => each.warm && matches!(each.sector_size, 512 | 4096),
+    };
+    settings().into_iter().filter(|each| soak() || main(each)).collect()
+}
+
+/// Explores in several settings, on both cores, and adds the reports up.
+fn explore(name: &str, go: impl Fn(&mut Explorer) -> Result<(), String> + Sync) -> Report {
+    let (next, total) = (AtomicUsize::new(0), Mutex::new(Report::default()));
+    let (settings, began) = (chosen(), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(setting) = settings.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let mut explorer = Explorer::new(*setting);
+                    go(&mut explorer).unwrap_or_else(|text| panic!("{text}; {setting:?}"));
+                    total.lock().unwrap().add(&explorer.report);
+                }
+            });
+        }
+    });
+    let (report, seconds) = (total.into_inner().unwrap(), began.elapsed().as_secs_f64());
+    let images = report.images + report.recoveries;
+    let rate = images as f64 / seconds;
+    println!("{name}, {} settings:\n{report}", settings.len());
+    println!("  {images} images in {seconds:.1} s: {rate:.0} a second");
+    report
+}
+
+/// All sequences of one and two operations, at every point, every choice.
+#[test]
+fn short_sequences_are_old_or_new_at_every_point() {
+    let report = explore("sequences of one and two operations", |explorer| {
+        short().try_for_each(|steps| explorer.run(&steps))
+    });
+    assert_eq!(report.sampled, 0, "some points were only sampled");
+    assert!(report.images >= if soak() { 2_000_000 } else { 100_000 }, "{}", report.images);
+}
+
+#[test]
+fn random_sequences_are_old_or_new_at_every_point() {
+    let (seed, count) = (20_261_123, if soak() { 500 } else { 20 });
+    explore(&format!("random sequences of three to eight operations, seed {seed}"), |explorer| {
+        random(seed).take(count).try_for_each(|steps| explorer.run(&steps))
+    });
+}
+
+/// What the exploration says about an engine with a fault: in an arena of each class, in use.
+fn found_by_exploration(plant: Plant) -> Option<String> {
+    let of_size = |sector_size, in_error| {
+        let plain = settings()[0];
+        let options = Options { plant, ..Options::default() };
+        let mut explorer =
+            Explorer::new(Setting { sector_size, in_error, warm: true, options, ..plain });
+        short().find_map(|steps| explorer.run(&steps).err())
+    };
+    of_size(512, None).or_else(|| of_size(4096, Some(BAD)))
+}
+
+#[test]
+fn every_planted_fault_is_caught() {
+    assert_eq!(found_by_exploration(Plant::None), None);
+    interrupted_reads(Plant::None).unwrap();
+    let mut missed = Vec::new();
+    for plant in Plant::ALL {
+        let explored = found_by_exploration(plant).map(|text| ("exploration", text));
+        let caught = explored
+            .or_else(|| interrupted_reads(plant).err().map(|text| ("interrupted reads", text)));
+        match caught {
+            Some((by, text)) => println!("{plant:?}: caught by {by}: {text}"),
+            None => missed.push(plant),
+        }
+    }
+    println!("{} planted faults, {} missed", Plant::ALL.len(), missed.len());
+    assert_eq!(missed, []);
+}
