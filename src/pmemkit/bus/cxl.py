@@ -24,7 +24,7 @@ __all__ = [
     "root_decoders",
 ]
 
-Kind = Literal["ram", "pmem"]
+_Kind = Literal["ram", "pmem"]
 _WAYS = 32
 
 
@@ -53,7 +53,7 @@ class CxlDecoder:
     size: int = 0
     ways: int = 1
     granularity: int = 256
-    kinds: frozenset[Kind] = frozenset()
+    kinds: frozenset[_Kind] = frozenset()
     """What its window can hold."""
     bridges: tuple[Path, ...] = ()
     """The host bridges it goes to."""
@@ -65,7 +65,7 @@ class CxlRegion:
 
     dev: str
     place: Path
-    kind: Kind
+    kind: _Kind
     size: int = 0
     ways: int = 1
     granularity: int = 256
@@ -84,7 +84,7 @@ def root_decoders(sysfs: str | Path = "/sys") -> list[CxlDecoder]:
         root = node.place.parent
         if not re.fullmatch(r"root\d+", root.name):
             continue
-        kinds: set[Kind] = set()
+        kinds: set[_Kind] = set()
         if node.number("cap_ram") == 1:
             kinds.add("ram")
         if node.number("cap_pmem") == 1:
@@ -148,7 +148,7 @@ def cxl_regions(sysfs: str | Path = "/sys") -> list[CxlRegion]:
     found = []
     for node in devices(sysfs, "cxl", r"region\d+"):
         mode = node.text("mode")
-        kind: Kind
+        kind: _Kind
         if mode == "ram":
             kind = "ram"
         elif mode == "pmem":

@@ -36,7 +36,7 @@ _RAM_SINCE: Final = 77
 _WAIT_SECONDS: Final = 10.0
 _WAYS: Final = (1, 2, 3, 4, 6, 8, 12, 16)
 
-Kind = Literal["ram", "pmem"]
+_Kind = Literal["ram", "pmem"]
 
 
 def create_region(live: Live, step: Step, keep: Keep, _made: Made) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def create_region(live: Live, step: Step, keep: Keep, _made: Made) -> dict[str, 
     return _facts(live, _make(live, spec))
 
 
-def _kind(text: object) -> Kind:
+def _kind(text: object) -> _Kind:
     if text == "ram":
         return "ram"
     if text == "pmem":
@@ -76,7 +76,7 @@ def _members(live: Live, names: Sequence[str]) -> list[CxlMemdev]:
 
 
 def _spec(
-    live: Live, wanted: Mapping[str, Any], kind: Kind, members: Sequence[CxlMemdev]
+    live: Live, wanted: Mapping[str, Any], kind: _Kind, members: Sequence[CxlMemdev]
 ) -> dict[str, Any]:
     """What is to be made, with what the policy leaves open filled in."""
     ways = wanted.get("ways") or len(members)

@@ -42,7 +42,7 @@ __all__ = [
     "reverse_memory",
 ]
 
-Zone = Literal["movable", "kernel"]
+_Zone = Literal["movable", "kernel"]
 
 _STATES: Final[dict[str, str]] = {"movable": "online_movable", "kernel": "online_kernel"}
 _POLICIES: Final = ("offline", "online", "online_kernel", "online_movable")
@@ -249,7 +249,7 @@ def online_memory(live: Live, step: Step, keep: Keep, made: Made) -> dict[str, A
     device = _memory_target(live, step, made)
     blocks = device.blocks(live.sysfs)
     keep(_blocks_facts(device, blocks))
-    zone: Zone = "kernel" if step.params.get("zone") == "kernel" else "movable"
+    zone: _Zone = "kernel" if step.params.get("zone") == "kernel" else "movable"
     _online(live, device.dev, [each for each in blocks if not each.online], zone)
     return {"dev": device.dev}
 
@@ -290,7 +290,7 @@ def _settle_blocks(live: Live, dev: str, was: Mapping[str, str]) -> None:
     _arrange(live, dev, blocks, {each.number: was.get(str(each.number)) for each in blocks})
 
 
-def _online(live: Live, dev: str, blocks: Sequence[Block], zone: Zone) -> None:
+def _online(live: Live, dev: str, blocks: Sequence[Block], zone: _Zone) -> None:
     """Onlines blocks that are offline; what it did before it fails is undone."""
     done: list[Block] = []
     for number, block in enumerate(blocks, start=1):

@@ -20,17 +20,17 @@ plans again until nothing is to be done.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final
 
 from pmemkit.policy.bills import map_size, step_seconds, wear_forecast
-from pmemkit.policy.match import any_glob, members_of, rule_finder
+from pmemkit.policy.cxl_step import cxl_step
+from pmemkit.policy.match import any_glob, rule_finder
 from pmemkit.policy.model import (
     CxlWant,
     DaxState,
     MachineState,
-    MemdevState,
     NamespaceState,
     PageMap,
     Plan,
@@ -52,8 +52,6 @@ _SIZE_LEAST: Final = 16 << 20
 _DEFAULT_ALIGN: Final = 2 << 20
 _PAGED: Final = ("fsdax", "devdax", "system-ram")
 """The modes that have a page map."""
-_GRANULARITY: Final = 256
-_CXL_UNIT: Final = 256 << 20
 
 
 class _Refused(Exception):
@@ -83,7 +81,7 @@ def plan(machine: MachineState, policy: Policy) -> Plan:
     mounts = {m: n.dev for r in machine.regions for n in r.namespaces for m in n.mounts}
     budget = _Budget(_map_budget(machine, policy), mounts)
     for wish in policy.cxl:
-        _plan_cxl(machine, policy, wish, budget)
+        _take_cxl(budget, cxl_step(machine, wish), wish)
     rule_of = rule_finder(policy)
     for region in machine.regions:
         rule = rule_of(region)
@@ -110,6 +108,17 @@ def _take_over(budget: _Budget, tried: _Budget) -> None:
     budget.maps, budget.mounts, budget.steps = tried.maps, tried.mounts, tried.steps
     budget.deferred += tried.deferred
     budget.notes += tried.notes
+
+
+def _take_cxl(budget: _Budget, found: Step | Refusal | str | None, wish: CxlWant) -> None:
+    if isinstance(found, Step):
+        budget.steps.append(replace(found, number=len(budget.steps) + 1))
+        text = f"{wish.name}: what becomes of the new region is planned when it is there"
+        budget.notes.append(text)
+    elif isinstance(found, Refusal):
+        budget.refused.append(found)
+    elif found is not None:
+        budget.deferred.append(found)
 
 
 def _map_budget(machine: MachineState, policy: Policy) -> int | None:
@@ -631,77 +640,3 @@ def _packs(gaps: list[int], sizes: list[int], *, largest: bool) -> bool:
             return False
         left[max(fitting, key=left.__getitem__) if largest else fitting[0]] -= size
     return True
-
-
-# --- CXL regions ----------------------------------------------------------------------------------
-
-
-def _part_of(memdev: MemdevState, wish: CxlWant) -> int:
-    """Bytes of the part of a device that a region may be of."""
-    return memdev.ram_size if wish.type == "ram" else memdev.pmem_size
-
-
-def _plan_cxl(machine: MachineState, policy: Policy, wish: CxlWant, budget: _Budget) -> None:
-    """A CXL region that there has to be."""
-    # "all" are those that have such a part.
-    having = [each for each in machine.memdevs if _part_of(each, wish)]
-    members = members_of(wish.members, having)
-    names = {each.dev for each in members}
-    verb: Verb = "create-cxl-region"
-    refuse = budget.refused.append
-    if not members:
-        named = ", ".join(wish.members)
-        why = f"no CXL memory device with {wish.type} in it is {named}"
-        refuse(Refusal(region=wish.name, why=why, rule=wish.name))
-        return
-    here = [each for each in machine.regions if each.cxl is not None]
-    for region in here:
-        cxl = region.cxl
-        assert cxl is not None
-        same = cxl.type == wish.type and set(cxl.members) == names
-        if same and wish.ways in (None, cxl.ways) and wish.granularity in (None, cxl.granularity):
-            return
-    free = min(each.ram_free if wish.type == "ram" else each.pmem_free for each in members)
-    ways = wish.ways or len(members)
-    if ways != len(members):
-        why = f"{len(members)} devices are named for {ways} ways"
-        refuse(Refusal(region=wish.name, why=why, rule=wish.name))
-        return
-    room = free // _CXL_UNIT * _CXL_UNIT * ways
-    size = wish.size or room
-    decoders = set.intersection(*(set(each.decoders) for each in members))
-    decoder = wish.decoder or min(decoders, default=None)
-    why_not = None
-    if size == 0 or size > room:
-        taken = [r.dev for r in here if r.cxl is not None and names & set(r.cxl.members)]
-        held = f"; {', '.join(taken)} has it: destroy it first" if taken else ""
-        needed = format_size(size or _CXL_UNIT * ways)
-        why_not = f"{needed} are needed, {format_size(room)} are free{held}"
-    elif decoder is None:
-        why_not = "no root decoder reaches all of its members"
-    elif verb not in machine.verbs:
-        budget.deferred.append(f"{wish.name}: the CXL region is made on the running machine")
-        return
-    if why_not is not None:
-        refuse(Refusal(region=wish.name, why=why_not, rule=wish.name))
-        return
-    params = {
-        "type": wish.type,
-        "members": [each.dev for each in members],
-        "ways": ways,
-        "granularity": wish.granularity or _GRANULARITY,
-        "decoder": decoder,
-        "size": size,
-    }
-    budget.steps.append(
-        Step(
-            number=len(budget.steps) + 1,
-            verb=verb,
-            target=str(decoder),
-            region=wish.name,
-            why=f"cxl {wish.name!r} wants a region of {wish.type}",
-            params=params,
-            seconds=step_seconds(verb, size),
-        )
-    )
-    budget.notes.append(f"{wish.name}: what becomes of the new region is planned when it is there")
