@@ -27,13 +27,19 @@
 //! 3. W7 needs no order of its own: until it is on media, the log entry stands for it. So it must
 //!    be on media before that entry is given up, and before another lane moves the same sector on:
 //!    recovery goes through the lanes in their order, not in that of time. W5 sees to both: the
-//!    lane remembers the line it stored to last, the lock of a line remembers its last store.
+//!    lane remembers the line it stored to last, the lock of a line remembers its last store. Who
+//!    stores to the map without an order under the lock (zeroing, noting bad media) first orders
+//!    the other line that this lock may remember.
 //! 4. `old` is stored into (W3 of the lane's next write) only when no reader is in it
 //!    ([`super::tracking`]). On media the map may still name it (3.): recovery does not look.
 //! 5. Recovery stores map entries only, the same ones every time: it may be interrupted.
 //! 6. A lane whose steps failed after W4 is never used again, so that its log entry and its free
 //!    block stay as they are.
 //! 7. An entry with error or zero state names a block that belongs to its sector all the same.
+//! 8. Whoever finds an entry in memory finds the data of its block: W7 comes after a release.
+//!
+//! Where it was tried: `explore` (1 to 3, 5, 7, at every crash point), `model` (4, 8, in every
+//! interleaving), `concurrency` (4, on real threads).
 //!
 //! Lock order: lanes, which are only tried and never waited for, then map locks in ascending order.
 //!

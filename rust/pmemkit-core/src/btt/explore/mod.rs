@@ -48,6 +48,8 @@ const SECTORS: u32 = 20;
 const LANES: u32 = 3;
 /// What a sector shows that cannot be read.
 const IN_ERROR: u64 = u64::MAX;
+/// How a violation begins that only an interrupted recovery shows.
+const INTERRUPTED: &str = "recovery was interrupted: ";
 /// What bad media hold, until they are written.
 const POISON: u8 = 0xbb;
 
@@ -407,8 +409,7 @@ impl Explorer {
             .map_err(|error| error.to_string())?;
         let events = medium.event_count();
         let shown = self.checker().judge(&medium, &device, &image.bytes, demand)?;
-        self.interrupt(&medium, events, image, demand)
-            .map_err(|text| format!("recovery was interrupted: {text}"))?;
+        self.interrupt(&medium, events, image, demand)?;
         self.write_on(&medium, &device, &shown).map_err(|text| format!("written on: {text}"))
     }
 
@@ -461,7 +462,11 @@ impl Explorer {
         if !self.seen.insert(hash ^ demand.hash) {
             return Ok(());
         }
-        self.check(Image { bytes, hash }, demand)
+        let checked = self.check(Image { bytes, hash }, demand);
+        checked.map_err(|text| match text.strip_prefix(INTERRUPTED) {
+            Some(_) => text,
+            None => format!("{INTERRUPTED}{text}"),
+        })
     }
 
     /// Goes on writing: every lane's free block is used, and nobody's sector changes.

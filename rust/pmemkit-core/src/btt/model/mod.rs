@@ -1,14 +1,15 @@
 //! The engine under loom, which tries every interleaving, and every value that the memory model
 //! lets a load give.
 //!
-//! `engine`, `recovery`, `lock` and `tracking` are the same files as outside, compiled a second
-//! time over the parts in `sync`. The medium has the weakest order that one may have: its stores
-//! are relaxed and its fence does nothing, as for a plain file. A load of the map is an acquire,
-//! for the address of what is copied after it depends on it, which no CPU reorders and loom does
-//! not know.
+//! Invariants:
+//! 1. `engine`, `recovery`, `lock` and `tracking` are the same files as outside, compiled a second
+//!    time over the parts in `sync`.
+//! 2. The medium has the weakest order that one may have: its stores are relaxed and its fence does
+//!    nothing, as for a plain file. A load of the map is an acquire, for the address of what is
+//!    copied after it depends on it, which no CPU reorders and loom does not know.
 //!
 //! What this does not do: persistence (`explore` has that).
-#![allow(dead_code)]
+#![allow(dead_code, clippy::duplicate_mod)]
 
 #[path = "../engine.rs"]
 mod engine;

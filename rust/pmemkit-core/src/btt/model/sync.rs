@@ -8,7 +8,7 @@ pub use loom::thread::yield_now as spin_loop;
 
 pub const SLOTS: usize = 2;
 pub const COUNTERS: usize = 2;
-pub const LINES: usize = 1;
+pub const LINES: usize = 2;
 pub const LOOKS: u32 = 1;
 
 loom::thread_local! {
