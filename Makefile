@@ -73,10 +73,16 @@ bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|policy [ARGS
 # --- the gate ------------------------------------------------------------------------------------
 
 CARGO_TEST := cargo test --quiet --locked --package pmemkit-core
+# What has a suite of its own, because it prints counts that somebody wants to see.
+UNITS := -- --skip btt::explore
+EXPLORE := btt::explore -- --nocapture --test-threads 1
+LOOM := --features model-check btt::model -- --nocapture --test-threads 1
 
 test: peers-test build ## everything, with every peer there is
 	$(SUITES) \
-	    'rust:90:$(CARGO_TEST)' \
+	    'rust:90:$(CARGO_TEST) $(UNITS)' \
+	    'crash exploration:60:$(CARGO_TEST) $(EXPLORE)' \
+	    'loom:90:$(CARGO_TEST) $(LOOM)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
 	    'python:420:$(PY) -m pytest -q --ignore tests/kernel' \
 	    'kernel:360:$(PY) -m pytest -q tests/kernel' \
@@ -98,7 +104,7 @@ check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit te
 	    'stubtest:30:$(PY) tools/stubs.py' \
 	    'docs:20:$(PY) tools/docs_formats.py --check' \
 	    'tidy:20:$(PY) tools/tidy.py' \
-	    'rust units:90:$(CARGO_TEST)' \
+	    'rust units:90:$(CARGO_TEST) $(UNITS)' \
 	    'python units:240:$(PY) -m pytest -q -m "not peer and not soak"'
 
 fuzz: $(STAMP) ## the fuzzers, SECONDS_EACH=60 each
@@ -114,7 +120,9 @@ soak: soak-tests soak-fuzz ## full counts and 600 s of each fuzzer; output kept 
 soak-tests: peers-test build planted ## every test with the counts that the issues ask for
 	mkdir -p docs/evidence
 	PMEMKIT_SOAK=1 $(SUITES) \
-	    'rust:300:$(CARGO_TEST) --release' \
+	    'rust:300:$(CARGO_TEST) --release $(UNITS)' \
+	    'crash exploration:600:$(CARGO_TEST) --release $(EXPLORE)' \
+	    'loom:120:$(CARGO_TEST) --release $(LOOM)' \
 	    'python:1800:$(PY) -m pytest -q --timeout 1800 --ignore tests/kernel' \
 	    'kernel:900:$(PY) -m pytest -q tests/kernel' \
 	    2>&1 | tee docs/evidence/issue-$(ISSUE)-soak-tests.txt

@@ -1,4 +1,11 @@
 //! Requests at the same time: a read that is interrupted by writes, and eight threads.
+//!
+//! Invariants:
+//! 1. A violation is one of the engine: a sector that is not one write, or a write that another one
+//!    had replaced for certain before the read began. Writes that overlap may end in any order.
+//! 2. A test ends by itself: no thread waits for another but through the engine.
+//!
+//! What this does not do: try every interleaving (`model`), lose power (`explore`).
 #![cfg(test)]
 #![allow(clippy::print_stdout)]
 

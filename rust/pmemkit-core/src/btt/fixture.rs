@@ -1,4 +1,9 @@
 //! Small arenas for tests: as the format has them, with fewer lanes and sectors than Linux makes.
+//!
+//! Invariants:
+//! 1. Map and log have pages of their own, as in the arenas of Linux.
+//!
+//! What this does not do: info blocks, several arenas.
 
 use std::sync::Arc;
 
@@ -19,7 +24,7 @@ pub fn geometry(sector_size: u32, sectors: u32, lanes: u32) -> Geometry {
     let blocks = sectors + lanes;
     let dataoff = 64;
     let data = u64::from(blocks) * u64::from(internal_lbasize);
-    // Pages of their own, as in the arenas of Linux: a host writes them back on their own.
+    // A host writes them back on their own.
     let mapoff = (dataoff + data).next_multiple_of(PAGE_SIZE);
     let logoff = (mapoff + 4 * u64::from(sectors)).next_multiple_of(PAGE_SIZE);
     Geometry {

@@ -8,6 +8,7 @@
 //! recovery  opening and checking it
 //! log       lanes and their entries       tracking  which blocks are being read
 //! geometry  where things are              check     the map as a whole
+//! lock, sync  what threads share
 //! ```
 
 mod check;
@@ -22,8 +23,11 @@ mod fixture;
 mod geometry;
 mod lock;
 mod log;
+#[cfg(all(test, feature = "model-check"))]
+mod model;
 mod plant;
 mod recovery;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod tracking;

@@ -31,12 +31,16 @@ pub enum Plant {
     UnfencedForgotten,
     /// A zeroed sector loses its block.
     ZeroForgetsBlock,
+    /// A zeroed sector is acknowledged before the map is on media.
+    NoOrderAfterZero,
     /// The log does not say that the block it freed has bad media.
     ErrorForgotten,
     /// Recovery does nothing.
     NoRecovery,
     /// Recovery leaves one lane out.
     RecoverySkipsLastLane,
+    /// Recovery does not wait until the map is on media.
+    NoOrderAfterRecovery,
     /// Readers do not say what they read.
     NoReadTracking,
     /// A reader does not look at the map again.
@@ -45,7 +49,7 @@ pub enum Plant {
 
 impl Plant {
     /// Every fault.
-    pub const ALL: [Plant; 17] = [
+    pub const ALL: [Plant; 19] = [
         Plant::DataStaysInCache,
         Plant::NoOrderBeforeCommit,
         Plant::NoOrderAfterCommit,
@@ -58,9 +62,11 @@ impl Plant {
         Plant::LaneKeepsItsBlock,
         Plant::UnfencedForgotten,
         Plant::ZeroForgetsBlock,
+        Plant::NoOrderAfterZero,
         Plant::ErrorForgotten,
         Plant::NoRecovery,
         Plant::RecoverySkipsLastLane,
+        Plant::NoOrderAfterRecovery,
         Plant::NoReadTracking,
         Plant::NoSecondLook,
     ];

@@ -8,10 +8,11 @@
 //!
 //! What this does not do: read the map as a whole before writes are possible, or repair it.
 
-use super::engine::{Arena, Lane, LineState, Options, Padded, LINES};
+use super::engine::{Arena, Lane, LineState, Options, Padded};
 use super::geometry::Geometry;
 use super::lock::Lock;
 use super::log::{next_seq, read_log, Entry};
+use super::sync::LINES;
 use super::tracking::Readers;
 use super::{MapScan, Plant, Wrong, MAP_MASK, NORMAL};
 use crate::error::{Error, Kind, Result};
@@ -87,7 +88,7 @@ impl Arena {
             again = kept.len() < left;
             moves = kept;
         }
-        if !self.is_read_only() {
+        if !self.is_read_only() && !self.planted(Plant::NoOrderAfterRecovery) {
             self.order(medium)?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use super::engine::Options;
 use super::fixture::{fresh, geometry, open, ranged, read, recording, write, Dice};
+use super::lock::Lock;
 use super::{ERROR, NORMAL, ZERO};
 use crate::block::{Device, Op};
 use crate::error::Kind;
@@ -134,4 +135,19 @@ fn damage_is_refused_with_what_is_wrong() {
     assert_eq!(read(&device, 0, 1).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(write(&device, 0, &[0; 512]).unwrap_err().kind, Kind::Corrupt);
     assert_eq!(device.validate().unwrap(), ["arena 0: sector 0: there is no block 11"]);
+}
+
+#[test]
+fn one_thread_at_a_time_counts() {
+    let lock = Lock::new(0u64);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..20_000).for_each(|_| *lock.lock() += 1));
+        }
+    });
+    assert_eq!(*lock.lock(), 80_000);
+    let held = lock.lock();
+    assert!(lock.try_lock().is_none());
+    drop(held);
+    assert!(lock.try_lock().is_some());
 }

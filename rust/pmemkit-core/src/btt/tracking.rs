@@ -35,12 +35,7 @@
 //!
 //! What this does not do: know where blocks or the map are.
 
-#[cfg(feature = "model-check")]
-use loom::sync::atomic::{fence, AtomicU64, Ordering};
-#[cfg(not(feature = "model-check"))]
-use std::sync::atomic::{fence, AtomicU64, Ordering};
-
-use crate::place::SHARED;
+use super::sync::{fence, full_fence, taken, AtomicU64, Ordering, COUNTERS, SLOTS};
 
 /// Counts the changes of some entries of the map. Changed under their lock only.
 #[derive(Default)]
@@ -73,9 +68,6 @@ impl Look<'_> {
     }
 }
 
-/// Counters for threads without a slot.
-const COUNTERS: usize = 1024;
-
 /// A line of its own for each thread.
 #[repr(align(128))]
 struct Slot(AtomicU64);
@@ -91,7 +83,7 @@ impl Readers {
     /// Nobody reads anything.
     pub fn new() -> Self {
         Readers {
-            slots: (0..SHARED).map(|_| Slot(AtomicU64::new(0))).collect(),
+            slots: (0..SLOTS).map(|_| Slot(AtomicU64::new(0))).collect(),
             counters: (0..COUNTERS).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -120,13 +112,12 @@ impl Readers {
     }
 
     /// True when nobody reads the block. The caller has just taken the lane that it belongs to.
-    /// `places`: those that threads have, as a mask.
-    pub fn idle(&self, block: u32, places: impl FnOnce() -> u64) -> bool {
+    pub fn idle(&self, block: u32) -> bool {
         full_fence();
         if self.counter(block).load(Ordering::Acquire) != 0 {
             return false;
         }
-        let mut places = places() & ((1 << SHARED) - 1);
+        let mut places = taken() & ((1 << SLOTS) - 1);
         while places != 0 {
             let slot = &self.slots[places.trailing_zeros() as usize];
             if slot.0.load(Ordering::Acquire) == u64::from(block) + 1 {
@@ -136,13 +127,4 @@ impl Readers {
         }
         true
     }
-}
-
-/// Orders an atomic read-modify-write and what came before it before every later load. On x86-64
-/// that operation is such a fence itself.
-fn full_fence() {
-    #[cfg(all(target_arch = "x86_64", not(feature = "model-check")))]
-    std::sync::atomic::compiler_fence(Ordering::SeqCst);
-    #[cfg(any(not(target_arch = "x86_64"), feature = "model-check"))]
-    fence(Ordering::SeqCst);
 }

@@ -1,9 +1,12 @@
 //! What is demanded of an image that was opened.
 //!
+//! Invariants:
+//! Of every image that is accepted:
 //! 1. The metadata are consistent: each block belongs to one sector or one lane.
 //! 2. Linux's one pass over the lanes, written here on its own, leaves the same map.
 //! 3. Each sector is what the acknowledged operations made of it, or what the one under way would.
-//! 4. A block of bad media is known as such: its sector is in error, or the log of its lane says so.
+//! 4. A block of bad media is known as such: its sector is in error, or the log of its lane says
+//!    so.
 //! 5. Whoever writes on changes no other sector.
 //!
 //! What this does not do: choose images.
@@ -61,8 +64,9 @@ impl Checker<'_> {
                     1 => "what was there before".to_string(),
                     _ => format!("operation {}", state - 1),
                 };
-                let [found, old, new] = [found, old, new].map(name);
-                return Err(format!("sector {sector} shows {found}, not {old} or {new}"));
+                let (found, or) = (name(found), format!(" or {}", name(new)));
+                let or = if old == new { "" } else { &or };
+                return Err(format!("sector {sector} shows {found}, not {}{or}", name(old)));
             }
         }
         Ok(shown)

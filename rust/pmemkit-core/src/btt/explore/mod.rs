@@ -48,6 +48,8 @@ const SECTORS: u32 = 20;
 const LANES: u32 = 3;
 /// What a sector shows that cannot be read.
 const IN_ERROR: u64 = u64::MAX;
+/// How a violation begins that only an interrupted recovery shows.
+const INTERRUPTED: &str = "recovery was interrupted: ";
 /// What bad media hold, until they are written.
 const POISON: u8 = 0xbb;
 
@@ -81,7 +83,8 @@ struct Setting {
     torn_pages: bool,
     /// How the engine is opened.
     options: Options,
-    /// Write every sector once before the sequence, so that log and map are in use.
+    /// Write every sector before the sequence, so that log and map are in use, and lose power at
+    /// once: the last entries of the map are in the log only, and recovery has something to do.
     warm: bool,
     /// Put a sector into the error state before the sequence.
     in_error: Option<u32>,
@@ -406,8 +409,7 @@ impl Explorer {
             .map_err(|error| error.to_string())?;
         let events = medium.event_count();
         let shown = self.checker().judge(&medium, &device, &image.bytes, demand)?;
-        self.interrupt(&medium, events, image, demand)
-            .map_err(|text| format!("recovery was interrupted: {text}"))?;
+        self.interrupt(&medium, events, image, demand)?;
         self.write_on(&medium, &device, &shown).map_err(|text| format!("written on: {text}"))
     }
 
@@ -460,7 +462,11 @@ impl Explorer {
         if !self.seen.insert(hash ^ demand.hash) {
             return Ok(());
         }
-        self.check(Image { bytes, hash }, demand)
+        let checked = self.check(Image { bytes, hash }, demand);
+        checked.map_err(|text| match text.strip_prefix(INTERRUPTED) {
+            Some(_) => text,
+            None => format!("{INTERRUPTED}{text}"),
+        })
     }
 
     /// Goes on writing: every lane's free block is used, and nobody's sector changes.
@@ -501,11 +507,11 @@ fn carry_out(device: &Btt, geometry: &Geometry, number: usize, step: Step) -> Re
 fn prepare(setting: &Setting, geometry: &Geometry, workers: &Workers) -> Vec<u8> {
     let mut image = fresh(geometry);
     if setting.warm {
-        let medium = recording(&image, Granularity::Byte);
+        let medium = recording(&image, Granularity::Cacheline);
         let device = Arc::new(open(&medium, geometry, Options::default()).expect("a fresh arena"));
+        // Twice, so that both places of each lane are in use.
         for _ in 0..2 {
             let (device, geometry) = (device.clone(), *geometry);
-            // Twice, so that both places of each lane are in use. As operation 1.
             let job = move || {
                 let data = (0..SECTORS).flat_map(|sector| content(&geometry, 1, sector));
                 write(&device, 0, &data.collect::<Vec<u8>>()).map_err(|error| error.to_string())
@@ -513,8 +519,8 @@ fn prepare(setting: &Setting, geometry: &Geometry, workers: &Workers) -> Vec<u8>
             workers.run(0, Box::new(job)).expect("a sound arena");
         }
         let events = medium.event_count();
-        let visible = medium.with_model(events, false, Model::visible_image);
-        image = visible.expect("as many events as there are");
+        let durable = medium.with_model(events, false, Model::durable_image);
+        image = durable.expect("as many events as there are");
     }
     if let Some(sector) = setting.in_error {
         let at = geometry.mapoff as usize + 4 * sector as usize;

@@ -1,5 +1,9 @@
 //! Which sequences are explored, and in which settings.
 //!
+//! Invariants:
+//! 1. The same settings and sequences, in the same order, on every machine.
+//! 2. A sequence stays inside the sectors that an explorer's arena has.
+//!
 //! What this does not do: carry them out.
 
 use super::{Setting, Step, SECTORS};

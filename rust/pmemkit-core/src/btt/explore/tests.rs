@@ -13,8 +13,8 @@ use crate::btt::fixture::soak;
 use crate::btt::Plant;
 use crate::media::Granularity;
 
-/// Every setting in a soak run, otherwise every sector size on media of granularity `cacheline`, and
-/// one of each class on the others.
+/// Every setting in a soak run, otherwise every sector size on media of granularity `cacheline`,
+/// and one of each class on the others.
 fn chosen() -> Vec<Setting> {
     let main = |each: &Setting| match each.granularity {
         Granularity::Cacheline => true,
@@ -58,7 +58,7 @@ fn short_sequences_are_old_or_new_at_every_point() {
 
 #[test]
 fn random_sequences_are_old_or_new_at_every_point() {
-    let (seed, count) = (20_261_123, if soak() { 500 } else { 20 });
+    let (seed, count) = (20_261_123, if soak() { 200 } else { 12 });
     explore(&format!("random sequences of three to eight operations, seed {seed}"), |explorer| {
         random(seed).take(count).try_for_each(|steps| explorer.run(&steps))
     });

@@ -12,11 +12,12 @@ use std::thread::JoinHandle;
 use crate::btt::engine::impersonate;
 
 /// What a worker does, and why it could not.
-pub type Job = Box<dyn FnOnce() -> Result<(), String> + Send>;
+pub type Job = Box<dyn FnOnce() -> Outcome + Send>;
+type Outcome = Result<(), String>;
 
 /// The threads.
 pub struct Workers {
-    queues: Vec<(Sender<Job>, Receiver<Result<(), String>>)>,
+    queues: Vec<(Sender<Job>, Receiver<Outcome>)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -41,7 +42,7 @@ impl Workers {
     }
 
     /// Has one thread do something, and waits for it.
-    pub fn run(&self, thread: usize, job: Job) -> Result<(), String> {
+    pub fn run(&self, thread: usize, job: Job) -> Outcome {
         let (give, hear) = &self.queues[thread];
         let gone = "the worker panicked";
         give.send(job).map_err(|_| gone.to_string())?;
