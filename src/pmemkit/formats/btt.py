@@ -439,7 +439,7 @@ def log_groups(log: bytes) -> list[tuple[LogEntry, ...]]:
             LogEntry.unpack(log[at : at + LogEntry.SIZE])
             for at in range(start, start + LOG_GROUP_SIZE, LogEntry.SIZE)
         )
-        for start in range(0, LANES * LOG_GROUP_SIZE, LOG_GROUP_SIZE)
+        for start in range(0, len(log), LOG_GROUP_SIZE)
     ]
 
 

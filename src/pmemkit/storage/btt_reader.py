@@ -17,8 +17,9 @@ What this does not do: cache. The map is read again for each sector: a reader be
 no stale entry, but may see a block that was given to somebody else meanwhile.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from pmemkit.bus.image import Reader
@@ -26,7 +27,7 @@ from pmemkit.errors import Corrupt, MediaError, OutOfRange
 from pmemkit.formats import btt
 from pmemkit.formats.layout import require
 
-__all__ = ["Arena", "BttReader", "read_arenas", "read_infos"]
+__all__ = ["Arena", "BttReader", "open_arenas", "read_arenas", "read_infos"]
 
 
 @dataclass(slots=True)
@@ -78,9 +79,14 @@ def read_arenas(
     read: Reader, size: int, *, version: tuple[int, int] | None, parent_uuid: UUID
 ) -> list[Arena]:
     """Opens every arena of a namespace of ``size`` bytes. Raises :class:`Corrupt`."""
+    return open_arenas(read, read_infos(read, size, version=version, parent_uuid=parent_uuid))
+
+
+def open_arenas(read: Reader, infos: Iterable[tuple[int, btt.BttInfo]]) -> list[Arena]:
+    """The same, of arenas whose places and info blocks are known."""
     arenas: list[Arena] = []
     first_lba = 0
-    for start, info in read_infos(read, size, version=version, parent_uuid=parent_uuid):
+    for start, info in infos:
         lanes, pair = _read_log(read, start, info)
         arena = Arena(start, first_lba, info, lanes, pair)
         _recover(read, arena)
@@ -92,7 +98,7 @@ def read_arenas(
 def _read_log(
     read: Reader, start: int, info: btt.BttInfo
 ) -> tuple[list[btt.Lane], tuple[int, int]]:
-    log = read(start + info.logoff, btt.LANES * btt.LOG_GROUP_SIZE)
+    log = read(start + info.logoff, info.nfree * btt.LOG_GROUP_SIZE)
     groups = btt.log_groups(log)
     pair, faults = btt.log_pair(groups)
     require(faults)
@@ -139,8 +145,18 @@ class BttReader:
     def __init__(
         self, read: Reader, size: int, *, version: tuple[int, int] | None, parent_uuid: UUID
     ) -> None:
+        self._take(read, read_arenas(read, size, version=version, parent_uuid=parent_uuid))
+
+    @classmethod
+    def of_infos(cls, read: Reader, infos: Iterable[tuple[int, btt.BttInfo]]) -> Self:
+        """A reader of arenas whose places and info blocks are known."""
+        reader = cls.__new__(cls)
+        reader._take(read, open_arenas(read, infos))
+        return reader
+
+    def _take(self, read: Reader, arenas: list[Arena]) -> None:
         self._read = read
-        self.arenas = read_arenas(read, size, version=version, parent_uuid=parent_uuid)
+        self.arenas = arenas
         lbasize = self.arenas[0].info.external_lbasize
         self.sector_size = 4096 if lbasize >= 4096 else 512
         """Bytes of a sector's data. Metadata of sector sizes such as 520 stand behind them."""

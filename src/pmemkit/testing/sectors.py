@@ -5,10 +5,11 @@ What this does not do: make what a kernel would open; :func:`pmemkit.formats.btt
 """
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from pmemkit._native import btt as core
 from pmemkit._native import media
-from pmemkit.formats.btt import LOG_GROUP_SIZE, LogEntry
+from pmemkit.formats.btt import LOG_GROUP_SIZE, SIGNATURE, BttInfo, LogEntry
 
 __all__ = ["SmallArena"]
 
@@ -52,6 +53,29 @@ class SmallArena:
             entry = LogEntry(lba=lane % self.sectors, old_map=block, new_map=block, seq=1)
             groups.append(entry.pack().ljust(LOG_GROUP_SIZE, b"\0"))
         return bytes(self.logoff) + b"".join(groups)
+
+    def info(self) -> BttInfo:
+        """The numbers, as an info block would have them; there is none on the medium."""
+        nobody = UUID(int=0)
+        return BttInfo(
+            signature=SIGNATURE,
+            uuid=nobody,
+            parent_uuid=nobody,
+            major=2,
+            minor=0,
+            external_lbasize=self.sector_size,
+            external_nlba=self.sectors,
+            internal_lbasize=self.block_size,
+            internal_nlba=self.sectors + self.lanes,
+            nfree=self.lanes,
+            nextoff=0,
+            dataoff=_LINE,
+            mapoff=self.mapoff,
+            logoff=self.logoff,
+            info2off=self.size,
+            padding=b"",
+            checksum=0,
+        )
 
     def open(
         self, medium: media.Medium, *, read_only: bool = False, strict: bool = False
