@@ -8,6 +8,7 @@ import shutil
 import pytest
 from fake_kernel import BLOCK, FakeKernel
 
+from pmemkit.bus.declarations import parse_declarations
 from pmemkit.policy.kernel_actions import KernelActions
 from pmemkit.policy.kernel_survey import survey
 from pmemkit.policy.model import VERBS, Content, as_plain
@@ -197,17 +198,22 @@ def test_read_only_regions_are_fixed(tree):
 
 
 def test_what_the_owner_declares(tree):
-    from pmemkit.bus.nature import Evidence
-
-    def declared(region):
-        if region.dev == "region1":
-            yield Evidence("machine.toml", "nature memory", "memory", "declared")
-            yield Evidence("machine.toml", "endurance 1 PiB", "storage", "wear")
-
-    machine = survey(tree.sysfs, tree.proc, tree.dev, declared)
-    assert machine.region("region1").nature == "memory"
-    assert machine.region("region1").wears
+    text = '[[dimm]]\nregion = "region1"\nnature = "memory"\nendurance = "1P"\n'
+    declarations = parse_declarations(text, "machine.toml")
+    machine = survey(tree.sysfs, tree.proc, tree.dev, declarations)
+    region = machine.region("region1")
+    assert (region.nature, region.wears, region.endurance) == ("memory", True, 1 << 50)
     assert not machine.region("region0").wears
+
+
+def test_what_devices_report_of_their_health(tree):
+    def run(argv, *, timeout_seconds, given=b""):
+        assert argv[0] == "ndctl"
+        return b'[{"dev": "nmem0", "health": {"life_used_percentage": 7}}]'
+
+    machine = survey(tree.sysfs, tree.proc, tree.dev, run=run)
+    region = machine.region("region0")
+    assert (region.nature, region.wears, region.life_used) == ("storage", True, 7)
 
 
 def test_a_range_that_firmware_set_aside(tree):

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pmemkit.bus.declarations import load_declarations
 from pmemkit.bus.programs import Run, run_program, write_attribute
 from pmemkit.errors import InvalidArgument, NotSupported, SystemFailure
 from pmemkit.policy import kernel_cxl, kernel_files, kernel_memory, kernel_namespaces
 from pmemkit.policy.kernel_live import OFFLINE_SECONDS, Live, Made
-from pmemkit.policy.kernel_survey import Declared, survey
+from pmemkit.policy.kernel_survey import survey
 from pmemkit.policy.model import Entry, Keep, MachineState, Step, Verb
 
 __all__ = ["KernelActions"]
@@ -63,7 +64,7 @@ class KernelActions:
         write: Callable[[Path, str, float], None] = write_attribute,
         progress: Callable[[str], None] | None = None,
         offline_seconds: float = OFFLINE_SECONDS,
-        declarations: str | Path | None = None,
+        declarations: str | None = None,
     ) -> None:
         """``declarations`` is a machine file with what the owner knows of the dimms; by default
         ``/etc/pmemkit/machine.toml`` where there is one. ``progress`` gets sentences."""
@@ -83,7 +84,8 @@ class KernelActions:
     def observe(self) -> MachineState:
         """The machine as it is now."""
         live = self._live
-        return survey(live.sysfs, live.proc, live.dev, _declared(self._declarations, live.sysfs))
+        declared = load_declarations(self._declarations)
+        return survey(live.sysfs, live.proc, live.dev, declared, live.run)
 
     def perform(
         self, step: Step, keep: Keep, made: Mapping[int, Mapping[str, Any]]
@@ -115,8 +117,3 @@ def _require_root() -> None:
     if os.geteuid() != 0:
         text = "changing the machine needs root; planning does not"
         raise SystemFailure(text, errno=errno.EPERM, op="apply")
-
-
-def _declared(path: str | Path | None, sysfs: Path) -> Declared:
-    del path, sysfs
-    return lambda region: ()

@@ -15,19 +15,21 @@ import os
 import platform
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pmemkit.bus.cxl import CxlRegion, cxl_memdevs, cxl_regions
 from pmemkit.bus.dax import DaxDevice, dax_devices
-from pmemkit.bus.evidence_kernel import kernel_evidence
+from pmemkit.bus.declarations import Declaration
+from pmemkit.bus.evidence_health import Health, health_of_machine
+from pmemkit.bus.evidence_kernel import verdict_of
 from pmemkit.bus.holders import Holders
 from pmemkit.bus.kernel import kernel_bus
 from pmemkit.bus.memory import auto_online, block_size, dram_of, zone_of
 from pmemkit.bus.model import Bus, Namespace, Region
-from pmemkit.bus.nature import Evidence, Nature, Verdict, judge
-from pmemkit.bus.programs import in_child
+from pmemkit.bus.nature import judge
+from pmemkit.bus.programs import Run, in_child
 from pmemkit.bus.sysfs import Node
 from pmemkit.errors import PmemError
 from pmemkit.policy.model import (
@@ -44,10 +46,7 @@ from pmemkit.policy.model import (
 )
 from pmemkit.storage.signatures import identify
 
-__all__ = ["Declared", "survey"]
-
-Declared = Callable[[RegionState], Iterable[Evidence]]
-"""What the owner declares of a region, found by its dimms."""
+__all__ = ["survey"]
 
 _CLAIMS: dict[str, Mode] = {"btt": "sector", "btt2": "sector", "pfn": "fsdax", "dax": "devdax"}
 _READ_SECONDS = 10.0
@@ -60,19 +59,23 @@ class _Look:
     """Where to look, and what was found for all regions at once."""
 
     sysfs: Path
+    proc: Path
     dev: Path
     holders: Holders
     dax: tuple[DaxDevice, ...]
-    declared: Declared
+    declarations: tuple[Declaration, ...]
+    health: Mapping[str, Health]
 
 
 def survey(
     sysfs: str | Path = "/sys",
     proc: str | Path = "/proc",
     dev: str | Path = "/dev",
-    declared: Declared = lambda region: (),
+    declarations: Iterable[Declaration] = (),
+    run: Run | None = None,
 ) -> MachineState:
-    """Everything that the planner looks at."""
+    """Everything that the planner looks at. ``run`` asks devices for their health; ``None``: they
+    are not asked."""
     buses = kernel_bus(sysfs)
     dax = tuple(dax_devices(sysfs))
     names = {
@@ -84,7 +87,10 @@ def survey(
         if name is not None
     } | {device.dev for device in dax}
     holders = Holders.look([f"/dev/{each}" for each in sorted(names)], sysfs, proc)
-    look = _Look(Path(sysfs), Path(dev), holders, dax, declared)
+    memdevs = _memdevs(sysfs)
+    asked = [each.dev for bus in buses for each in bus.dimms] + [each.dev for each in memdevs]
+    health = health_of_machine(asked, run)[0] if run is not None else {}
+    look = _Look(Path(sysfs), Path(proc), Path(dev), holders, dax, tuple(declarations), health)
     cxl = cxl_regions(sysfs)
     regions = [_nd_region(look, bus, region, cxl) for bus in buses for region in bus.regions]
     known = {region.dev for region in regions}
@@ -96,7 +102,7 @@ def survey(
         bus="kernel",
         name=platform.node() or "this machine",
         regions=tuple(regions),
-        memdevs=tuple(_memdevs(sysfs)),
+        memdevs=tuple(memdevs),
         dram=total,
         dram_free=free,
         block_size=block_size(sysfs),
@@ -197,24 +203,19 @@ def _number(text: str) -> int | None:
 
 
 def _judged(look: _Look, state: RegionState) -> RegionState:
+    """With the verdict of ``pmem explain``."""
     try:
-        found = list(kernel_evidence(state.dev, look.sysfs))
-    except PmemError:
-        found = []
-    if not found and state.cxl is not None:
-        nature: Nature = "memory" if state.cxl.type == "ram" else "storage"
-        mode = f"mode {state.cxl.type}"
-        found.append(Evidence(f"CXL {state.dev}", mode, nature, "firmware"))
-    elif not found and state.type == "volatile":
-        what = "a range set aside for a purpose of its own"
-        found.append(Evidence("firmware (EFI)", what, "memory", "firmware"))
-    verdict = judge([*found, *look.declared(state)])
-    return _with_verdict(state, verdict)
-
-
-def _with_verdict(state: RegionState, verdict: Verdict) -> RegionState:
-    wears = any(each.strength == "wear" and each.says == "storage" for each in verdict.evidence)
-    return replace(state, nature=verdict.nature, because=verdict.because, wears=wears)
+        verdict = verdict_of(state.dev, look.sysfs, look.proc, look.declarations, look.health)
+    except PmemError:  # It went away while it was looked at.
+        verdict = judge(())
+    return replace(
+        state,
+        nature=verdict.nature,
+        because=verdict.because,
+        endurance=verdict.endurance,
+        wears=verdict.wears,
+        life_used=verdict.life_used,
+    )
 
 
 # --- namespaces ----------------------------------------------------------------------------------
