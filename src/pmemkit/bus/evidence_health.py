@@ -128,7 +128,8 @@ def _health(dev: str, source: str, row: Mapping[str, Any]) -> Health:
         life_used=life if life is not None and life < _NOT_REPORTED else None,
         life_warning=warning if warning in _WARNINGS else None,
         spares=_count(row, "spares_percentage", most=_LIFE),
-        temperature=temperature if warm and -273 <= temperature <= 1000 else None,
+        # NVDIMM-N that do not measure it say 255, too.
+        temperature=temperature if warm and -273 <= temperature < _NOT_REPORTED else None,
         alarms=tuple(text for name, text in _ALARMS.items() if row.get(name) is True),
         dirty_shutdowns=_count(row, "dirty_shutdowns", "shutdown_count"),
         dirty=row.get("shutdown_state") == "dirty",
