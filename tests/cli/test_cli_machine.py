@@ -233,5 +233,5 @@ def test_explain_takes_what_is_not_known_for_storage(tmp_path):
     image = tmp_path / "a.img"
     done_well("create-image", image, "--size", "16M")
     assert (
-        "nothing is known of it, so it is taken for storage" in done_well("explain", image).stdout
+        "its nature is not known, so it is taken for storage" in done_well("explain", image).stdout
     )

@@ -44,7 +44,6 @@ __all__ = [
     "DimmIdentity",
     "RegionIdentity",
     "declared_evidence",
-    "declared_node",
     "load_declarations",
     "parse_declarations",
 ]
@@ -54,8 +53,8 @@ DECLARATIONS: Final = "/etc/pmemkit/machine.toml"
 
 _SIZE_MOST: Final = 1 << 20
 _MATCHING: Final = ("serial", "handle", "id", "region")
-_SAYING: Final = ("nature", "endurance", "numa_node")
-_LIMITS: Final = {"serial": 1 << 64, "handle": 1 << 32, "slot": 256, "numa_node": 1 << 10}
+_SAYING: Final = ("nature", "endurance")
+_LIMITS: Final = {"serial": 1 << 64, "handle": 1 << 32, "slot": 256}
 _OF_IMAGES: Final = frozenset(DimmSpec.__dataclass_fields__)
 
 
@@ -103,7 +102,6 @@ class Declaration:
     region: str | None = None
     nature: Nature | None = None
     endurance: int | None = None
-    numa_node: int | None = None
 
     @property
     def of_dimms(self) -> bool:
@@ -147,20 +145,7 @@ def declared_evidence(
         [each.statement for each in declared if each.fits(region, dimm)] for dimm in region.dimms
     ]
     whole = [each.statement for each in declared if each.fits(region, None)]
-    found = stated_evidence(by_dimm) + (stated_evidence([whole]) if whole else [])
-    node = declared_node(declared, region)
-    if node is not None:
-        found.append(Evidence("declarations", f"numa_node {node}", None, "hint"))
-    return found
-
-
-def declared_node(declarations: Iterable[Declaration], region: RegionIdentity) -> int | None:
-    """The node that is declared for a region, or for one of its dimms; the first one said."""
-    for each in declarations:
-        places = (None, *region.dimms)
-        if each.numa_node is not None and any(each.fits(region, dimm) for dimm in places):
-            return each.numa_node
-    return None
+    return stated_evidence(by_dimm) + (stated_evidence([whole]) if whole else [])
 
 
 # --- the file ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A device that reports how much of its life is used wears: that is evidence for storage, at 0 % as at
 90 %, because a region does not change its nature as it ages. A device that cannot tell leaves the
-value out, or says 255.
+value out, or says 255. One that only warns of the life that is left wears as well.
 
 Invariants:
 1. What a program prints is untrusted: a value of the wrong type or out of range is as good as left
@@ -31,6 +31,7 @@ _COMMANDS: Final = (("nmem", ("ndctl", "list", "-DH")), ("mem", ("cxl", "list", 
 """What the names of devices begin with, and who asks those devices."""
 
 _STATES: Final = ("ok", "non-critical", "critical", "fatal")
+_WARNINGS: Final = ("warning", "critical")
 _ALARMS: Final = {
     "alarm_temperature": "temperature",
     "alarm_controller_temperature": "temperature of the controller",
@@ -61,12 +62,16 @@ class Health:
     state: str | None = None
     life_used: int | None = None
     """Percent; above 100: past the life that it was rated for."""
+    life_warning: str | None = None
+    """``warning`` or ``critical``, where that is said of the life that is used."""
     spares: int | None = None
     """Percent."""
     temperature: float | None = None
     """Degrees Celsius."""
     alarms: tuple[str, ...] = ()
     dirty_shutdowns: int | None = None
+    dirty: bool = False
+    """The last shutdown was."""
     errors: int | None = None
     """Corrected and uncorrected, volatile and persistent together."""
 
@@ -111,6 +116,7 @@ def parse_health(rows: list[dict[str, Any]], source: str) -> dict[str, Health]:
 def _health(dev: str, source: str, row: Mapping[str, Any]) -> Health:
     state = row.get("health_state")
     life = _count(row, "life_used_percentage", "life_used_percent")
+    warning = row.get("ext_life_used")
     temperature = row.get("temperature_celsius", row.get("temperature"))
     warm = isinstance(temperature, int | float) and not isinstance(temperature, bool)
     errors = [_count(row, name) for name in ("volatile_errors", "pmem_errors")]
@@ -120,10 +126,13 @@ def _health(dev: str, source: str, row: Mapping[str, Any]) -> Health:
         source=f"{source}, {dev}",
         state=state if state in _STATES else None,
         life_used=life if life is not None and life < _NOT_REPORTED else None,
+        life_warning=warning if warning in _WARNINGS else None,
         spares=_count(row, "spares_percentage", most=_LIFE),
-        temperature=temperature if warm and -273 <= temperature <= 1000 else None,
+        # NVDIMM-N that do not measure it say 255, too.
+        temperature=temperature if warm and -273 <= temperature < _NOT_REPORTED else None,
         alarms=tuple(text for name, text in _ALARMS.items() if row.get(name) is True),
         dirty_shutdowns=_count(row, "dirty_shutdowns", "shutdown_count"),
+        dirty=row.get("shutdown_state") == "dirty",
         errors=sum(known) if known else None,
     )
 
@@ -145,12 +154,16 @@ def health_evidence(health: Health) -> list[Evidence]:
         if health.life_used > _LIFE:
             text = f"{health.life_used} % of its life is used, more than it was rated for"
         found.append(Evidence(health.source, text, "storage", "wear", life_used=health.life_used))
+    if health.life_warning is not None:
+        text = f"life used: {health.life_warning}"
+        found.append(Evidence(health.source, text, "storage", "wear"))
     told = [
         text
         for text, known in (
             (f"state {health.state}", health.state is not None),
             (f"{health.spares} % spare capacity left", health.spares is not None),
             (f"{health.temperature} °C", health.temperature is not None),
+            ("the last shutdown was dirty", health.dirty),
             (f"{health.dirty_shutdowns} dirty shutdowns", health.dirty_shutdowns is not None),
             (f"{health.errors} errors", health.errors is not None),
             (f"alarms: {', '.join(health.alarms)}", bool(health.alarms)),

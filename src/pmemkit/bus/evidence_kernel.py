@@ -190,14 +190,15 @@ def kernel_evidence(
 
 
 def verdict_of(
-    region: str,
+    region: str | KernelRegion,
     sysfs: str | Path = "/sys",
     proc: str | Path = "/proc",
     declarations: Iterable[Declaration] = (),
     health: Mapping[str, Health] | None = None,
 ) -> Verdict:
-    """What a region of this machine is by nature. Raises as :func:`kernel_evidence` does."""
-    found = find_region(region, sysfs)
+    """What a region of this machine is by nature. Raises as :func:`kernel_evidence` does for a
+    name of none."""
+    found = find_region(region, sysfs) if isinstance(region, str) else region
     evidence = _evidence(found, Path(sysfs), Path(proc), health or {})
     return judge(
         [*declared_evidence(declarations, found), *evidence],
@@ -267,7 +268,7 @@ def _of_bus(region: Node) -> list[Evidence]:
             Evidence(f"firmware ({table})", "a persistent range", "storage", "firmware", change)
         )
     elif {"virtio-pmem", "virtio_pmem"} & {*names}:
-        change = "an nvdimm or a CXL device from the hypervisor in place of virtio-pmem"
+        change = "ordinary or volatile CXL memory from the hypervisor in place of virtio-pmem"
         value = "virtio-pmem: a file of the host, which a flush writes back"
         found.append(Evidence(source, value, "storage", "firmware", change))
     elif {"e820", "e820_pmem"} & {*names}:

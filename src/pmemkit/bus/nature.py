@@ -92,7 +92,8 @@ def judge(evidence: Iterable[Evidence], *, declare: str = "a machine file") -> V
 
 
 def _key(each: Evidence) -> tuple[int, str, str, str]:
-    return _ORDER.index(each.strength), each.source, each.value, each.says or ""
+    """Of all that is in it, so that only equal pieces may change places."""
+    return _ORDER.index(each.strength), each.source, each.value, repr(each)
 
 
 def _decide(
@@ -111,7 +112,7 @@ def _decide(
         if against:
             because += f" ({' and '.join(against)}: memory, but of equals storage wins)"
         return nature, because, tuple(_changes(found, telling, declare) if deep else ())
-    because = "nothing is known of it, so it is taken for storage"
+    because = "its nature is not known, so it is taken for storage"
     ways = [each.otherwise for each in found if each.otherwise is not None]
     declared = f'nature = "memory" in {declare}'
     return "storage", because, (declared, *dict.fromkeys(ways), *_volatile(ways))

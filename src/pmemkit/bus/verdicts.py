@@ -12,6 +12,7 @@ from pmemkit.bus.evidence_health import health_of_machine
 from pmemkit.bus.evidence_kernel import find_region, region_names, verdict_of
 from pmemkit.bus.nature import Verdict
 from pmemkit.bus.programs import Run, run_program
+from pmemkit.errors import InvalidArgument
 
 __all__ = ["machine_verdicts"]
 
@@ -30,9 +31,19 @@ def machine_verdicts(
     :class:`InvalidArgument` for a name that is no region, and for declarations that are wrong.
     """
     declared = tuple(load_declarations() if declarations is None else declarations)
-    chosen = region_names(sysfs) if names is None else names
-    found = {region.dev: region for region in (find_region(name, sysfs) for name in chosen)}
+    found = {}
+    for name in region_names(sysfs) if names is None else names:
+        try:
+            region = find_region(name, sysfs)
+        except InvalidArgument:
+            if names is not None:
+                raise
+            continue  # It went away after the names were read.
+        found[region.dev] = region
     devices = [each.dev for region in found.values() for each in region.dimms]
     devices += [each.dev for region in found.values() for each in region.memdevs]
     health, notes = health_of_machine(dict.fromkeys(devices), run)
-    return {dev: verdict_of(dev, sysfs, proc, declared, health) for dev in found}, notes
+    verdicts = {
+        dev: verdict_of(region, sysfs, proc, declared, health) for dev, region in found.items()
+    }
+    return verdicts, notes

@@ -59,9 +59,12 @@ def wear_forecast(region: RegionState) -> str:
     if region.endurance is None:
         return f"its endurance is not known, so nothing can be forecast{used}"
     fills = region.endurance / region.size if region.size else 0.0
-    left = fills * (1 - (region.life_used or 0) / 100)
-    days = left / (24 * 60)
+    rated = f"rated for {format_size(region.endurance)}, {fills:,.0f} times its size{used}"
+    left = 100 - (region.life_used or 0)
+    if left <= 0:
+        return f"{rated}: nothing is left of the life that it was rated for"
+    days = fills * left / 100 / (24 * 60)
     return (
-        f"rated for {format_size(region.endurance)}, {fills:,.0f} times its size{used}; written "
+        f"{rated}; written "
         f"once over every minute it lasts about {days:,.0f} days, once every hour {days * 60:,.0f}"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pmemkit.bus.image import ImageBus, ImageNamespace, ImageRegion
-from pmemkit.bus.nature import Verdict, image_evidence, judge
+from pmemkit.bus.nature import image_evidence, judge
 from pmemkit.errors import PmemError
 from pmemkit.formats import guids
 from pmemkit.namespace.advice import require_sound, require_start
@@ -55,8 +55,7 @@ def machine_state(bus: ImageBus, name: str) -> MachineState:
 
 def _region(region: ImageRegion, users: Mapping[str, list[_User]]) -> RegionState:
     specs = [dimm.spec for dimm in region.dimms]
-    verdict: Verdict = judge(image_evidence(region))
-    endurance = [each.endurance for each in specs if each.endurance is not None]
+    verdict = judge(image_evidence(region))
     free = region.free()
     node = specs[0].numa_node
     return RegionState(
@@ -65,8 +64,9 @@ def _region(region: ImageRegion, users: Mapping[str, list[_User]]) -> RegionStat
         type="pmem",
         nature=verdict.nature,
         because=verdict.because,
-        endurance=sum(endurance) if endurance else None,
-        wears=bool(endurance),
+        endurance=verdict.endurance,
+        wears=verdict.wears,
+        life_used=verdict.life_used,
         align=region.span.align,
         labelled=region.labelled,
         label_room=all(each.label_size for each in specs),
