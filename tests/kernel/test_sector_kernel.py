@@ -201,6 +201,7 @@ def test_killed_in_turns_and_no_sector_is_torn(guest: Guest, python_layers, scal
         result = guest.run(
             dimms,
             guest_steps(loads, kernel_loads),
+            timeout_seconds=240,
             python=True,
             cpus=2,
             files={each.name: each.read_bytes() for each in (LOAD, POISONED)},
