@@ -50,13 +50,15 @@ pmem("plan", "plan", "--json", P)
 pmem("apply", "apply", "--yes", P)
 sh("file", "cat /mnt/kept/file; rm /mnt/kept/file")
 pmem("undo", "undo", "--yes")
+sh("regions", "cxl list -R")
+sh("kernel", "cat /sys/devices/system/memory/auto_online_blocks")
+"""
+MORE = """
 pmem("gone", "undo", "--yes")
 pmem("apply again", "apply", "--yes", P)
 pmem("to release", "undo", "--yes", "--steps", "2")
 pmem("first run", "undo", "--yes", "--run", "1", "--force")
 pmem("rest", "undo", "--yes")
-sh("regions", "cxl list -R")
-sh("kernel", "cat /sys/devices/system/memory/auto_online_blocks")
 """
 MODULES = (*CXL_MODULES, "kmem")
 """As udev loads them on a real machine: kmem takes whatever memory comes."""
@@ -78,9 +80,9 @@ def first(cxl_guest: Guest, python_layers: None, devices):
 
 
 @pytest.fixture(scope="module")
-def second(cxl_guest: Guest, first, devices):
+def second(cxl_guest: Guest, first, devices, scale):
     more = {"policy": POLICY, "journal": first.journal, "cxl": devices, "modules": MODULES}
-    return boot(cxl_guest, [], SECOND, **more)
+    return boot(cxl_guest, [], scale(SECOND, SECOND + MORE), **more)
 
 
 MAKE = ["create-cxl-region", "create-cxl-region"]
@@ -131,6 +133,7 @@ def test_undo_takes_memory_back_and_then_the_regions(second):
     assert second["kernel"].out == "online\n"
 
 
+@pytest.mark.soak
 def test_undo_of_what_is_on_a_region_needs_the_region(second):
     gone = second["gone"].ok(2)
     assert "and with it what mount did" in gone.errors

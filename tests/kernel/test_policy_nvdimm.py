@@ -1,4 +1,7 @@
-"""Policy on two NVDIMMs in a real kernel: each on a node of its own, one storage, one memory."""
+"""Steps of policy and their reverses on two NVDIMMs in a real kernel, without the command line.
+
+test_policy_cli.py has the usual way by default; most of these boots are for the full counts.
+"""
 
 from pathlib import Path
 
@@ -99,6 +102,7 @@ undo()
 """
 
 
+@pytest.mark.soak
 def test_storage_is_made_mounted_kept_and_brought_back(guest: Guest, dimms):
     steps = {"storage": python(STORAGE)}
     result = run(guest, dimms, steps)
@@ -133,6 +137,7 @@ def test_storage_is_made_mounted_kept_and_brought_back(guest: Guest, dimms):
     assert states[1][1]["content"]["name"] == "ext4"
 
 
+@pytest.mark.soak
 def test_what_was_written_over_is_said_to_be_lost(guest: Guest, dimms):
     prepare = "do('init-labels', storage)\ndo('create-namespace', storage, mode='sector', "
     prepare += "size=128 * MIB, name='first')\nshell('echo contents > /dev/pmem0s')"
@@ -183,6 +188,7 @@ def dax_of(region):
     return region["namespaces"][0]["dax"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["online", "offline", "online_movable"])
 def test_memory_on_its_own_node_whatever_the_kernel_onlines(guest: Guest, dimms, policy):
     steps = {"memory": python(MEMORY)}
@@ -236,6 +242,7 @@ see("policy", text_of(POLICY))
 """
 
 
+@pytest.mark.soak
 def test_memory_that_is_held_stays_whole_and_its_holders_are_named(guest: Guest, dimms):
     steps = {"held": python(HELD, offline_seconds=6)}
     result = run(guest, dimms, steps, kernel_arguments=AUTO_ONLINE)
@@ -318,6 +325,7 @@ see_region(dev)
 """
 
 
+@pytest.mark.soak
 def test_a_range_that_memmap_sets_aside(guest: Guest, python_layers: None):
     script = python(EMULATED).replace(START, "from policy_driver import *\n")
     steps = {"emulated": script}

@@ -22,7 +22,7 @@ _EXAMPLES = """\
   pmem explain vm.toml              every region of a machine file
   pmem explain vm.toml region1"""
 
-_OF_MACHINE = re.compile(r"(region|dax_region|hmem)[\d.]*|dax\d+\.\d+")
+_OF_MACHINE = re.compile(r"(region|dax_region|hmem(_platform)?)[\d.]*|dax\d+\.\d+")
 _COLUMNS = ("strength", "speaks for", "source", "value")
 
 
@@ -120,6 +120,6 @@ def _lines(dev: str, verdict: "Verdict") -> list[str]:
         if verdict.endurance is not None:
             from pmemkit.units import format_size
 
-            known.append(f"{format_size(verdict.endurance)} may be written to it")
+            known.append(f"{format_size(verdict.endurance)} may be written to it in its life")
         lines.append(f"  it wears: {', '.join(known) or 'how far is not known'}")
     return lines + [f"  would be {other} with {each}" for each in verdict.would_change]

@@ -20,7 +20,7 @@ What this does not do: plan (:mod:`pmemkit.policy.plan`), look at or change a ma
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -385,7 +385,7 @@ def undo(
         writer = journal.again(chosen)
         standing = chosen.standing
         for number in standing[:steps]:
-            entry = chosen.entries[number]
+            entry = _as_overwritten(journal, chosen, number)
             outcome.left = len(chosen.standing) - len(outcome.steps) - len(outcome.skipped)
             on_step("begin", entry.step, "")
             writer.undoing(number)
@@ -405,6 +405,34 @@ def undo(
         outcome.left = len(standing) - len(outcome.steps) - len(outcome.skipped)
         writer.end("undone" if not outcome.left else "undone in part")
     return outcome
+
+
+_WRITING: Final = frozenset(("mkfs", "reconfigure-device", "online-memory"))
+"""Steps after which bytes are not what they were, though the step is taken back."""
+
+
+def _as_overwritten(journal: Journal, chosen: Run, number: int) -> Entry:
+    """An entry with what later steps have done to the contents that it would bring back: they made
+    a file system there, or memory. ``range`` in what was kept and made tells where that was."""
+    entry = chosen.entries[number]
+    where = entry.kept.get("range")
+    if entry.step.reverse != "contents" or not where:
+        return entry
+    later = [each for at, each in chosen.entries.items() if at > number]
+    for run in journal.runs(contents=False):
+        later += run.entries.values() if run.number > chosen.number else ()
+    for each in later:
+        there = each.made.get("range")
+        if each.step.verb in _WRITING and there and _overlap(where, there):
+            what = each.step.params.get("filesystem") or "system RAM"
+            text = f"{what} was there since"
+            return replace(entry, kept={**entry.kept, "overwritten": text})
+    return entry
+
+
+def _overlap(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Both are what they are in, the first byte, and the one behind the last."""
+    return bool(one[0] == other[0] and one[1] < other[2] and other[1] < one[2])
 
 
 def _stopped(

@@ -29,6 +29,7 @@ from pmemkit.bus.holders import Holders, holders_of_node, hugetlb_of_node
 from pmemkit.bus.memory import Block, auto_online
 from pmemkit.errors import Busy, InvalidArgument, NotSupported, PmemError, SystemFailure
 from pmemkit.policy.kernel_live import Live, Made, failure_of_write
+from pmemkit.policy.kernel_names import range_of
 from pmemkit.policy.model import Entry, Keep, Step
 from pmemkit.units import format_size
 
@@ -116,7 +117,9 @@ def reconfigure_device(live: Live, step: Step, keep: Keep, made: Made) -> dict[s
         _to_memory(live, device, step.params.get("online") or "movable")
     else:
         raise InvalidArgument(f"{mode!r} is no mode of a DAX device: devdax or system-ram")
-    return {"dev": device.dev, "chardev": device.dev, "mode": mode}
+    facts: dict[str, Any] = {"dev": device.dev, "chardev": device.dev, "mode": mode}
+    place = range_of(live, device.owner) if device.kind == "namespace" else None
+    return facts | ({"range": place} if place is not None else {})
 
 
 def _target(live: Live, step: Step, made: Made) -> DaxDevice:

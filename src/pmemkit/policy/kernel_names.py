@@ -3,9 +3,9 @@
 Regions and dimms are numbered as they are found, and namespaces, DAX devices and disks after their
 region: after a boot ``region0`` may be another one. An entry of the journal may be older than the
 boot. So it keeps by what its region is told from all others: which bytes of which dimms it has, the
-serial numbers of its CXL devices, or else its address. Before the entry is taken back, every name in
-it becomes the one of now. (The cookie of an interleave set would not do: it changes when the dimms
-get labels.)
+serial numbers of its CXL devices, or else its address. Before the entry is taken back, every name
+in it becomes the one of now. (The cookie of an interleave set would not do: it changes when the
+dimms get labels.)
 
 What this does not do: steps that make or destroy CXL regions, which keep serial numbers themselves.
 """
@@ -22,7 +22,7 @@ from pmemkit.errors import InvalidArgument
 from pmemkit.policy.kernel_live import Live, Made
 from pmemkit.policy.model import Entry, Step
 
-__all__ = ["names_of", "with_names_of_now"]
+__all__ = ["names_of", "range_of", "with_names_of_now"]
 
 _NUMBERED: Final = re.compile(r"(region|namespace|dax|pmem|btt|pfn)(\d{1,9})((?:\.\d{1,9})?s?)")
 _DIMM: Final = re.compile(r"nmem\d{1,9}")
@@ -57,6 +57,20 @@ def names_of(live: Live, step: Step, made: Made) -> dict[str, Any]:
             names = {"region": each.region, "is": each.what, "dimms": dimms, "dax": [*each.dax]}
             return {_KEY: names}
     return {}
+
+
+def range_of(live: Live, namespace: str) -> list[Any] | None:
+    """Where a namespace lies, in words that stay true over a boot: of what region, from which byte
+    of it to which. ``None``: that is not known."""
+    region = f"region{namespace.removeprefix('namespace').split('.')[0]}"
+    what = next((each.what for each in _all(live) if each.region == region), None)
+    place = live.sysfs / "bus" / "nd" / "devices"
+    base = Node(region, place / region).number("resource")
+    node = Node(namespace, place / namespace)
+    start = node.number("resource")
+    if what is None or not base or not start or start < base:
+        return None
+    return [what, start - base, start - base + node.size("size")]
 
 
 def _all(live: Live) -> Iterator[_Known]:

@@ -33,7 +33,9 @@ from pmemkit.bus.model import Namespace
 from pmemkit.bus.sysfs import Node
 from pmemkit.errors import Busy, Corrupt, InvalidArgument, NotSupported, PmemError, SystemFailure
 from pmemkit.formats.labels import Label, apply, read_area
+from pmemkit.policy.kernel_leftovers import put_back, wipe, wipe_again
 from pmemkit.policy.kernel_live import Live, Made, failure_of_write
+from pmemkit.policy.kernel_names import range_of
 from pmemkit.policy.model import Entry, Keep, Step
 from pmemkit.units import format_size
 
@@ -54,7 +56,8 @@ __all__ = [
 _INFO_SIZE: Final = 8 << 10
 _HEAD_SIZE: Final = 1 << 20
 _TAIL_SIZE: Final = 64 << 10
-_SAMPLES: Final = 64
+_SAMPLES: Final = 2048
+"""More than one for each page map, map of a BTT, and journal of a file system."""
 _PAGE: Final = 4 << 10
 _MODES: Final = ("raw", "sector", "fsdax", "devdax")
 
@@ -85,6 +88,7 @@ def create_namespace(live: Live, step: Step, keep: Keep, _made: Made) -> dict[st
     except PmemError:
         _remove_new(live, step.target, set(before))
         raise
+    wipe(live, found, keep)
     return facts_of(live, found)
 
 
@@ -133,10 +137,14 @@ def _raw_size(live: Live, dev: str) -> int:
     return live.namespace_node(dev).size("size")
 
 
-def _remove_new(live: Live, region: str, before: set[str]) -> list[str]:
+def _remove_new(
+    live: Live, region: str, before: set[str], kept: Mapping[str, Any] | None = None
+) -> list[str]:
     """Takes away what a failed or interrupted creation left."""
     removed = []
-    for dev in sorted(set(live.namespaces(region)) - before):
+    found = live.namespaces(region)
+    for dev in sorted(set(found) - before):
+        put_back(live, found[dev], kept or {})
         live.tool("ndctl", "destroy-namespace", "--force", dev)
         removed.append(dev)
     return removed
@@ -151,6 +159,7 @@ def facts_of(live: Live, dev: str) -> dict[str, Any]:
         "raw_uuid": here.raw_uuid,
         "blockdev": here.blockdev,
         "chardev": here.chardev,
+        "range": range_of(live, dev),
     }
     if here.blockdev is not None:
         facts["head"] = _head_sum(live.dev / here.blockdev)
@@ -184,7 +193,8 @@ def reverse_create(live: Live, entry: Entry, force: bool) -> str:
         return f"no namespace was made in {region}"
     known = set(live.namespaces(region))
     if entry.state == "started":
-        removed = _remove_new(live, region, set(entry.kept.get("before", known)))
+        before = set(entry.kept.get("before", known))
+        removed = _remove_new(live, region, before, entry.kept)
         gone = ", ".join(removed)
         return f"{gone} is destroyed again" if removed else f"no namespace was made in {region}"
     uuid = entry.made.get("uuid")
@@ -196,6 +206,7 @@ def reverse_create(live: Live, entry: Entry, force: bool) -> str:
     why = touched(live, facts)
     if why is not None and not force:
         raise Corrupt(f"{why}; destroying it loses that", op="undo")
+    put_back(live, here, entry.kept)
     live.tool("ndctl", "destroy-namespace", "--force", here.dev)
     return f"{here.dev} is destroyed again"
 
@@ -314,7 +325,8 @@ def reconfigure_namespace(live: Live, step: Step, keep: Keep, _made: Made) -> di
     live.require_unused(here, "reconfigured")
     _keep_namespace(live, here, keep)
     uuid = str(uuid4())
-    region = f"region{here.dev.removeprefix('namespace').split('.')[0]}"
+    keep({"new_uuid": uuid})
+    region = _region_of(here.dev)
     before = set(live.namespaces(region)) - {here.dev}
     words = ["ndctl", "create-namespace", "--force", "--reconfig", here.dev, "--no-autolabel"]
     try:
@@ -322,7 +334,9 @@ def reconfigure_namespace(live: Live, step: Step, keep: Keep, _made: Made) -> di
     except PmemError:
         _enable_again(live, here)
         raise
-    return facts_of(live, _find(live, region, uuid, before))
+    found = _find(live, region, uuid, before)
+    wipe(live, found, keep)
+    return facts_of(live, found)
 
 
 def _require_uuid(here: Namespace, step: Step) -> None:
@@ -364,6 +378,7 @@ def _keep_namespace(live: Live, here: Namespace, keep: Keep) -> None:
             "raw_uuid": here.raw_uuid or here.uuid,
             "enabled": here.state is None,
             "size": size,
+            "range": range_of(live, here.dev),
             "start": start,
             "labels": labels,
             "info": info,
@@ -451,8 +466,10 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
         return f"{entry.step.target} was not touched"
     region = _region_of(kept["dev"])
     blank = bool(kept.get("blank"))
-    if blank and not force:
-        _require_untouched(live, region, entry)
+    made = _made_of(live, region, entry)
+    if made is not None and blank and not force:
+        _require_untouched(live, made, entry)
+    restored = made is not None and put_back(live, made, kept)
     labels: Mapping[str, bytes] = kept.get("labels", {})
     before = {dimm: _read_labels(live, dimm) for dimm in labels}
     areas = {dimm: _with_label(live, entry, dimm, before[dimm]) for dimm in labels}
@@ -466,6 +483,8 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
         _write_all(live, {dimm: before[dimm] for dimm in changed})
         if not changed:
             _enable_if_there(live, dev)
+        if restored and (made := _made_of(live, region, entry)) is not None:
+            wipe_again(live, made, kept)
         raise Corrupt(why, op="undo")
     if not labels:
         _set_class(live, dev, str(kept.get("class", "")))
@@ -478,14 +497,18 @@ def bring_back(live: Live, entry: Entry, force: bool) -> str:
     return f"{dev} is back as {kept['mode']}, without its contents: {why}"
 
 
-def _require_untouched(live: Live, region: str, entry: Entry) -> None:
-    """Raises :class:`Corrupt` where something was written to what a step made of a blank one."""
-    found, uuid = live.namespaces(region), entry.made.get("uuid")
+def _made_of(live: Live, region: str, entry: Entry) -> Namespace | None:
+    """What a step has made of the namespace that is to come back, if it is there."""
+    found = live.namespaces(region)
+    uuid = entry.made.get("uuid") or entry.kept.get("new_uuid")
     here = next((e for e in found.values() if uuid and uuid in (e.uuid, e.raw_uuid)), None)
     if here is None and not entry.kept["labels"]:
-        here = found.get(str(entry.made.get("dev")))
-    if here is None:
-        return
+        return found.get(str(entry.made.get("dev")))
+    return here
+
+
+def _require_untouched(live: Live, here: Namespace, entry: Entry) -> None:
+    """Raises :class:`Corrupt` where something was written to what a step made of a blank one."""
     lost = touched(live, {**entry.made, "dev": here.dev, "blockdev": here.blockdev})
     if lost is not None:
         raise Corrupt(f"{lost}; taking that back loses it", op="undo")
@@ -570,9 +593,11 @@ def _put_back(live: Live, dev: str, kept: Mapping[str, Any], anyhow: bool) -> st
     """Writes the info block, which in a raw namespace is contents, if the contents are as they
     were, or ``anyhow``. Says why they are not."""
     why = None
+    if "overwritten" in kept:
+        why = f"{kept['overwritten']}, so its contents cannot come back"
     with _raw_device(live, dev) as device:
         sums, _ = _samples(device, kept["start"], kept["size"])
-        if sums != kept["samples"]:
+        if why is None and sums != kept["samples"]:
             size = format_size(kept["size"])
             why = f"some of its {size} was written over since, so its contents cannot come back"
         info = kept["info"]
