@@ -13,10 +13,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::engine::Options;
-use super::fixture::{fresh, geometry, read_into, soak, write, Dice};
-use super::{Btt, Geometry, Plant};
+use super::engine::{impersonate, Options};
+use super::explore::checker::Checker;
+use super::fixture::{fresh, geometry, ranged, read_into, recording, soak, write, Dice};
+use super::sync::LINES;
+use super::{Btt, Geometry, Plant, NORMAL, ZERO};
+use crate::block::Op;
 use crate::error::Result;
+use crate::media::crash::Wanted;
 use crate::media::{Extent, Granularity, Mapped, Medium, Store};
 use crate::sg::{RegionId, Segment};
 
@@ -29,33 +33,36 @@ fn arena(geometry: &Geometry) -> Arc<Mapped> {
     Arc::new(medium)
 }
 
-/// A medium on which something happens in the middle of each copy of a sector.
-struct Interrupted {
-    inner: Arc<Mapped>,
-    armed: AtomicBool,
-    device: OnceLock<Weak<Btt>>,
-    /// The number of the last write.
-    round: AtomicU64,
-}
-
 const SECTOR: u64 = 4096;
+/// The sector that is read.
 const READ: u64 = 3;
 
 fn round_in(bytes: &[u8]) -> Option<u64> {
     bytes.iter().all(|byte| *byte == bytes[0]).then_some(u64::from(bytes[0]))
 }
 
+/// What a medium does in between, once armed.
+type Action = Box<dyn Fn() + Send + Sync>;
+
+/// A medium on which something happens in the middle of each copy of a sector, or before a fence.
+struct Interrupted {
+    inner: Arc<dyn Medium>,
+    armed: AtomicBool,
+    in_load: OnceLock<Action>,
+    before_fence: OnceLock<Action>,
+}
+
 impl Interrupted {
-    fn write(&self, device: &Btt) {
-        let round = self.round.fetch_add(1, Ordering::Relaxed) + 1;
-        write(device, READ * SECTOR, &[round as u8; SECTOR as usize]).unwrap();
+    fn new(inner: Arc<dyn Medium>) -> Arc<Interrupted> {
+        let (in_load, before_fence) = (OnceLock::new(), OnceLock::new());
+        Arc::new(Interrupted { inner, armed: AtomicBool::new(false), in_load, before_fence })
     }
 
-    /// The sector that is being read moves more often than there are lanes.
-    fn interrupt(&self) {
+    /// Not while it happens already.
+    fn interrupt(&self, action: &OnceLock<Action>) {
         if self.armed.swap(false, Ordering::Relaxed) {
-            if let Some(device) = self.device.get().and_then(Weak::upgrade) {
-                (0..3).for_each(|_| self.write(&device));
+            if let Some(action) = action.get() {
+                action();
             }
             self.armed.store(true, Ordering::Relaxed);
         }
@@ -68,7 +75,7 @@ impl Medium for Interrupted {
         // SAFETY: the caller's promise, for each half.
         unsafe {
             self.inner.load(at, target, half)?;
-            self.interrupt();
+            self.interrupt(&self.in_load);
             self.inner.load(at + half, target.add(half as usize), len - half)
         }
     }
@@ -111,6 +118,7 @@ impl Medium for Interrupted {
     }
 
     fn fence(&self) {
+        self.interrupt(&self.before_fence);
         self.inner.fence();
     }
 
@@ -144,19 +152,25 @@ impl Medium for Interrupted {
 /// after that; it must find one write, whole, and none older than the last before it began.
 pub fn interrupted_reads(plant: Plant) -> std::result::Result<(), String> {
     let geometry = geometry(SECTOR as u32, 8, 2);
-    let medium = Arc::new(Interrupted {
-        inner: arena(&geometry),
-        armed: AtomicBool::new(false),
-        device: OnceLock::new(),
-        round: AtomicU64::new(0),
-    });
+    let medium = Interrupted::new(arena(&geometry));
     let options = Options { plant, ..Options::default() };
     let device = Arc::new(Btt::open(medium.clone(), &[geometry], options).unwrap());
-    medium.device.set(Arc::downgrade(&device)).unwrap();
+    let round = Arc::new(AtomicU64::new(0));
+    let write_next = {
+        let (device, round) = (Arc::downgrade(&device), round.clone());
+        move || {
+            let next = round.fetch_add(1, Ordering::Relaxed) + 1;
+            let device = Weak::upgrade(&device).unwrap();
+            write(&device, READ * SECTOR, &[next as u8; SECTOR as usize]).unwrap();
+        }
+    };
+    let thrice = write_next.clone();
+    let action = move || (0..3).for_each(|_| thrice());
+    assert!(medium.in_load.set(Box::new(action)).is_ok());
     let mut buffer = [0; SECTOR as usize];
     for _ in 0..8 {
-        medium.write(&device);
-        let acknowledged = medium.round.load(Ordering::Relaxed);
+        write_next();
+        let acknowledged = round.load(Ordering::Relaxed);
         medium.armed.store(true, Ordering::Relaxed);
         let result = read_into(&device, READ * SECTOR, &mut buffer);
         medium.armed.store(false, Ordering::Relaxed);
@@ -342,4 +356,58 @@ fn eight_threads_find_no_torn_and_no_stale_sector() {
 #[test]
 fn a_read_that_writes_interrupt_is_whole() {
     interrupted_reads(Plant::None).unwrap();
+}
+
+fn as_thread(number: usize, job: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            impersonate(number);
+            job();
+        });
+    });
+}
+
+/// Two lines of the map share a lock. One thread moves a sector of the first line; another zeroes
+/// one of the second, and before its last fence a third moves the sector of the first line on.
+/// Recovery in one pass over the lanes must find the second move.
+#[test]
+fn a_lock_of_two_lines_does_not_forget_the_first() {
+    let geometry = geometry(4096, 16 * LINES as u32 + 1, 3);
+    let other = 16 * LINES as u64;
+    let recording = recording(&fresh(&geometry), Granularity::Cacheline);
+    let medium = Interrupted::new(recording.clone());
+    let device = Arc::new(Btt::open(medium.clone(), &[geometry], Options::default()).unwrap());
+    as_thread(1, || write(&device, 0, &[1; SECTOR as usize]).unwrap());
+    let (weak, log) = (Arc::downgrade(&device), recording.clone());
+    let action = move || {
+        let zeroed = log.load_u64(geometry.word_at(other as u32)).unwrap() as u32 & NORMAL == ZERO;
+        if zeroed {
+            let device = Weak::upgrade(&weak).unwrap();
+            as_thread(0, || write(&device, 0, &[2; SECTOR as usize]).unwrap());
+            log.mark(1);
+        }
+    };
+    assert!(medium.before_fence.set(Box::new(action)).is_ok());
+    medium.armed.store(true, Ordering::Relaxed);
+    as_thread(2, || ranged(&device, Op::Zero, other * SECTOR, SECTOR).unwrap());
+    let moved = recording.load_u64(geometry.word_at(0)).unwrap() as u32;
+    let checker = Checker { geometry: &geometry, poisoned: false };
+    let metadata = (geometry.mapoff, recording.len() - geometry.mapoff);
+    let wanted = Wanted { only: Some(vec![metadata]), ..Wanted::default() };
+    let mut images = 0;
+    for event in 0..=recording.event_count() {
+        let asked = recording.with_model(event, false, |model| {
+            model.images(&wanted, |image| {
+                if image.mark() != Some(1) {
+                    return Ok(());
+                }
+                images += 1;
+                let map = checker.linux(&image.to_vec()[geometry.mapoff as usize..])?;
+                let lost = format!("after {event} events: {:#x}, not {moved:#x}", map[0]);
+                (map[0] == moved).then_some(()).ok_or(lost)
+            })
+        });
+        asked.unwrap().unwrap();
+    }
+    assert!(images > 1);
 }

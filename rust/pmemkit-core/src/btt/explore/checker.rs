@@ -35,7 +35,7 @@ pub struct Checker<'a> {
 impl Checker<'_> {
     /// Looks at an arena that was just opened, with recovery, on an image. Gives what each sector
     /// shows.
-    pub fn judge(
+    pub(super) fn judge(
         &self,
         medium: &Arc<Recording>,
         device: &Btt,

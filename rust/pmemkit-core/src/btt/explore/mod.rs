@@ -18,7 +18,7 @@
 //!
 //! What this does not do: operations at the same time (`concurrency` and `model` have that).
 
-mod checker;
+pub mod checker;
 mod sequences;
 mod tests;
 mod workers;
