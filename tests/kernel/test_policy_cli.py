@@ -220,7 +220,6 @@ sh("prepare", '''
     ndctl create-namespace -r region0 -m devdax -s 32M -n unused -a 4K''')
 pmem("guarded", "plan", "--json", P)
 pmem("refused", "apply", "--yes", P)
-pmem("explain", "explain", "region0")
 beside = "/etc/pmemkit/beside.toml"
 Path(beside).write_text(BESIDE)
 pmem("beside", "plan", "--json", beside)
@@ -277,9 +276,10 @@ def test_without_the_guard_the_plan_says_what_is_lost(existing):
 
 def test_undo_brings_back_what_was_not_written_over_and_says_so_of_the_rest(existing):
     stopped = existing["undo"].ok(12)
-    assert "namespace0.1: namespace0.0 is back as devdax" in stopped.errors
     assert "ext4 was there since, so its contents cannot come back" in stopped.errors
-    assert "is back as fsdax, without its contents" in existing["forced"].ok().errors
+    told = undone(stopped) + undone(existing["forced"].ok())
+    assert any("is back as devdax" in each for each in told)
+    assert any("is back as fsdax, without its contents: ext4 was there" in each for each in told)
     before, after = (existing[name].ok().json() for name in ("list", "end"))
     assert {each["uuid"] for each in after} == {each["uuid"] for each in before}
     assert {each["name"]: each["mode"] for each in after} == {"old": "fsdax", "unused": "devdax"}
@@ -311,7 +311,6 @@ pmem("explain", "explain", "--json")
 divided = "/etc/pmemkit/divided.toml"
 Path(divided).write_text(DIVIDED)
 pmem("divided", "plan", "--json", divided)
-pmem("apply divided", "apply", "--yes", divided)
 pmem("plan", "plan", "--json", "--out", "/run/plan", P)
 driver = "/sys/bus/platform/drivers/e820_pmem"
 sh("gone", f"echo e820_pmem > {driver}/unbind; ls /sys/bus/nd/devices")
@@ -333,7 +332,6 @@ def emulated(guest: Guest, python_layers: None):
 def test_a_range_without_labels_is_not_divided(emulated):
     (refusal,) = emulated["divided"].ok().json()["refused"]
     assert "no label area" in refusal["why"]
-    emulated["apply divided"].ok(1)
     (verdict,) = emulated["explain"].ok().json()
     assert verdict["nature"] == "storage"
 

@@ -1,12 +1,11 @@
-"""Steps of policy and their reverses on two NVDIMMs in a real kernel, without the command line.
-
-test_policy_cli.py has the usual way by default; most of these boots are for the full counts.
-"""
-
+"""Steps of policy and their reverses on two NVDIMMs in a real kernel, without the command line."""
 from pathlib import Path
 
 import pytest
 from tools.guest import Dimm, Guest
+
+pytestmark = pytest.mark.soak
+"""test_policy_cli.py has the usual way by default."""
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
@@ -102,7 +101,6 @@ undo()
 """
 
 
-@pytest.mark.soak
 def test_storage_is_made_mounted_kept_and_brought_back(guest: Guest, dimms):
     steps = {"storage": python(STORAGE)}
     result = run(guest, dimms, steps)
@@ -137,7 +135,6 @@ def test_storage_is_made_mounted_kept_and_brought_back(guest: Guest, dimms):
     assert states[1][1]["content"]["name"] == "ext4"
 
 
-@pytest.mark.soak
 def test_what_was_written_over_is_said_to_be_lost(guest: Guest, dimms):
     prepare = "do('init-labels', storage)\ndo('create-namespace', storage, mode='sector', "
     prepare += "size=128 * MIB, name='first')\nshell('echo contents > /dev/pmem0s')"
@@ -188,7 +185,6 @@ def dax_of(region):
     return region["namespaces"][0]["dax"]
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["online", "offline", "online_movable"])
 def test_memory_on_its_own_node_whatever_the_kernel_onlines(guest: Guest, dimms, policy):
     steps = {"memory": python(MEMORY)}
@@ -242,7 +238,6 @@ see("policy", text_of(POLICY))
 """
 
 
-@pytest.mark.soak
 def test_memory_that_is_held_stays_whole_and_its_holders_are_named(guest: Guest, dimms):
     steps = {"held": python(HELD, offline_seconds=6)}
     result = run(guest, dimms, steps, kernel_arguments=AUTO_ONLINE)
@@ -325,7 +320,6 @@ see_region(dev)
 """
 
 
-@pytest.mark.soak
 def test_a_range_that_memmap_sets_aside(guest: Guest, python_layers: None):
     script = python(EMULATED).replace(START, "from policy_driver import *\n")
     steps = {"emulated": script}

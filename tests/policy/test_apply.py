@@ -4,7 +4,7 @@ import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -478,6 +478,36 @@ def test_written_since(toy, journal) -> None:
     forced = undo(toy, journal, force=True)
     assert (forced.left, forced.error) == (0, None)
     assert toy.words == START
+
+
+class Placed(Toy):
+    """Its regions are parts of one dimm; undo is told what was there meanwhile."""
+
+    places: ClassVar = {"region0": (0, 10), "region1": (5, 15), "region2": (15, 20)}
+
+    def perform(self, step, keep, made):
+        place = ["dimm 1", *self.places[step.region]]
+        keep({"range": place})
+        return super().perform(step, keep, made) | {"range": place}
+
+    def reverse(self, entry, *, force=False):
+        if "overwritten" in entry.kept and not force:
+            raise Corrupt(entry.kept["overwritten"])
+        return super().reverse(entry, force=force)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_contents_are_not_said_to_be_back_where_a_file_system_was_made(journal, runs) -> None:
+    toy = Placed({"region0": "raw", "region1": "raw", "region2": "raw"})
+    wishes = ("region0=sector", "region2=sector", "region1=fs")
+    for part in [wishes] if runs == 1 else [wishes[:2], wishes]:
+        run(toy, journal, part)
+    undo(toy, journal, steps=1)
+    stopped = undo(toy, journal)
+    assert [step.region for step, _ in stopped.steps] == ["region2"]
+    assert stopped.failed is not None and stopped.failed.region == "region0"
+    assert "was there since" in str(stopped.error)
+    assert undo(toy, journal, force=True).left == 0
 
 
 def test_what_has_no_reverse_is_passed_over(toy, journal) -> None:

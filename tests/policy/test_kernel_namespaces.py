@@ -13,6 +13,8 @@ from fake_kernel import FakeKernel, Session, refused
 
 from pmemkit.errors import Busy, Corrupt, InvalidArgument, NotSupported, PmemError, SystemFailure
 from pmemkit.formats.labels import LabelV1, apply, initialise, read_area
+from pmemkit.policy.kernel_names import with_names_of_now
+from pmemkit.storage.signatures import identify
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -510,3 +512,122 @@ def test_targets_that_are_none(kernel, session, verb, target):
     with pytest.raises(PmemError):
         session.do(verb, target, mode="raw")
     assert kernel.ran == []
+
+
+# --- what was there before -----------------------------------------------------------------------
+
+EXT = (b"\x53\xef", 1024 + 0x38)
+
+
+def signature(kernel, name):
+    data = kernel.device(name).read_bytes()
+    return identify(lambda offset, length: data[offset : offset + length], len(data))
+
+
+def test_a_new_namespace_is_wiped_of_what_was_there_and_undo_puts_it_back(kernel, session):
+    made_with(session)
+    fill(kernel, "namespace1.0", *EXT)
+    before = kernel.device("namespace1.0").read_bytes()
+    session.do("destroy-namespace", "namespace1.0")
+    made_with(session, name="another")
+    assert signature(kernel, "namespace1.0") is None
+    session.undo()
+    assert "with its contents" in session.undo(1)
+    assert kernel.device("namespace1.0").read_bytes() == before
+
+
+def test_what_was_wiped_is_not_put_over_what_was_written_since(kernel, session):
+    made_with(session)
+    fill(kernel, "namespace1.0", *EXT)
+    session.do("destroy-namespace", "namespace1.0")
+    made_with(session, name="another")
+    fill(kernel, "namespace1.0", b"new")
+    with pytest.raises(Corrupt, match=r"something was written to namespace1\.0 since it was made"):
+        session.undo()
+    assert kernel.device("namespace1.0").read_bytes()[:3] == b"new"
+    session.undo(force=True)
+    with pytest.raises(Corrupt, match="was written over since"):
+        session.undo(1)
+
+
+def test_a_reconfigured_namespace_is_wiped_too(kernel, session):
+    made_with(session, mode="raw")
+    fill(kernel, "namespace1.0", *EXT)
+    fill(kernel, "namespace1.0", EXT[0], MIB + EXT[1])
+    before = kernel.device("namespace1.0").read_bytes()
+    session.do("reconfigure-namespace", "namespace1.0", mode="fsdax")
+    assert signature(kernel, "namespace1.0") is None
+    assert "with its contents" in session.undo()
+    assert kernel.device("namespace1.0").read_bytes() == before
+
+
+def test_what_was_blank_comes_back_whatever_became_of_it(kernel, session):
+    made_with(session, mode="raw")
+    session.do("destroy-namespace", "namespace1.0")
+    kernel.media[8 * MIB : 8 * MIB + 4] = b"new!"
+    assert session.undo().endswith("is back as raw, which was blank")
+
+
+def test_what_was_made_of_a_blank_one_is_looked_after(kernel, session):
+    made_with(session, mode="raw")
+    session.do("reconfigure-namespace", "namespace1.0", mode="fsdax")
+    fill(kernel, "namespace1.0")
+    with pytest.raises(Corrupt, match="taking that back loses it"):
+        session.undo()
+    assert "is back as raw, which was blank" in session.undo(force=True)
+
+
+# --- after a boot --------------------------------------------------------------------------------
+
+
+def renumber(kernel, session):
+    """What is region 1 of nmem0 becomes region 5 of nmem3, and another takes its name."""
+    devices, tree = kernel.tree.sysfs / "bus/nd/devices", kernel.tree
+    place = tree.device(
+        "nd",
+        "platform/ndbus0/region5",
+        driver="nd_region",
+        size=SIZE,
+        mappings=1,
+        mapping0=f"nmem3,0,{SIZE},0",
+        resource=hex(1 << 40),
+    )
+    tree.device("nd", "platform/ndbus0/nmem3", commands="get_data set_data", flags="label")
+    tree.put(devices / "nmem3/nfit/id", "8680-56341200")
+    tree.put(devices / "nmem0/nfit/id", "8680-57341200")
+    return place
+
+
+def test_an_entry_finds_its_region_by_its_dimms(kernel, session):
+    devices = kernel.tree.sysfs / "bus/nd/devices"
+    kernel.tree.put(devices / "nmem0/nfit/id", "8680-56341200")
+    made_with(session)
+    entry = session.entries[0]
+    assert entry.kept["names"]["is"] == f"0,{SIZE},0 of dimm 8680-56341200"
+    assert with_names_of_now(session.actions._live, entry).step.target == "region1"
+    renumber(kernel, session)
+    now = with_names_of_now(session.actions._live, entry)
+    assert now.step.target == "region5"
+    assert now.made["dev"] == "namespace5.0"
+    assert now.made["blockdev"] == "pmem5.0"
+    assert now.made["uuid"] == entry.made["uuid"]
+
+
+def test_the_labels_of_an_entry_are_those_of_its_own_dimms(kernel, session):
+    devices = kernel.tree.sysfs / "bus/nd/devices"
+    kernel.tree.put(devices / "nmem0/nfit/id", "8680-56341200")
+    made_with(session)
+    session.do("destroy-namespace", "namespace1.0")
+    renumber(kernel, session)
+    now = with_names_of_now(session.actions._live, session.entries[1])
+    assert now.kept["labels"].keys() == {"nmem3"}
+
+
+def test_a_region_that_is_not_there_now(kernel, session):
+    devices = kernel.tree.sysfs / "bus/nd/devices"
+    kernel.tree.put(devices / "nmem0/nfit/id", "8680-56341200")
+    made_with(session)
+    kernel.tree.put(devices / "nmem0/nfit/id", "8680-57341200")
+    with pytest.raises(InvalidArgument, match=r"region1 \(0,\d+,0 of dimm 8680-56341200\) is not"):
+        session.undo()
+    assert "stays as it is" in session.undo(force=True)
