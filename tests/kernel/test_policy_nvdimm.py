@@ -1,4 +1,5 @@
 """Steps of policy and their reverses on two NVDIMMs in a real kernel, without the command line."""
+
 from pathlib import Path
 
 import pytest

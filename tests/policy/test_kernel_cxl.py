@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from fake_kernel import FakeKernel, Session, refused
@@ -176,6 +177,29 @@ def test_a_region_of_ram_through_sysfs_where_cxl_cannot(kernel, session, version
     (region,) = session.actions.observe().regions
     assert region.cxl.members == ("mem2", "mem1")
     assert (region.type, region.nature) == ("volatile", "memory")
+
+
+def test_memory_of_a_new_region_is_not_onlined_by_the_kernel(kernel, session):
+    """kmem takes it at once, and blocks in a zone of the kernel cannot be taken away again."""
+    kernel.version = "76.1"
+    kernel.tree.put(kernel.memory / "auto_online_blocks", "online")
+    session.do("create-cxl-region", "cxl", type="ram", members=["mem1"])
+    writes = kernel.writes()
+    assert writes[0] == "memory/auto_online_blocks offline"
+    assert writes[-2:] == ["cxl_region/bind region0", "memory/auto_online_blocks online"]
+    kernel.failing["write region0/commit 1"] = refused(errno.ENXIO)
+    with pytest.raises(PmemError):
+        session.do("create-cxl-region", "cxl", type="ram", members=["mem2"])
+    assert kernel.policy() == "online"
+
+
+def test_a_region_is_found_by_the_serial_numbers_of_its_devices(kernel, session):
+    session.do("create-cxl-region", "cxl", type="ram", members=["mem1"])
+    entry = session.entries[0]
+    assert len(entry.kept["serials"]) == 1
+    kept = {**entry.kept, "members": ["mem9"]}
+    session.entries[0] = replace(entry, kept=kept, made={**entry.made, "dev": "region7"})
+    assert session.undo() == "region0 is destroyed again"
 
 
 POINTS = (
