@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -267,8 +268,10 @@ class Guest:
         return result
 
     def _qemu(self, scratch: Path) -> list[str]:
+        # A test that is killed takes its guest with it.
+        bound = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
         return [
-            *(*self.qemu.command, "-nodefaults", "-no-user-config", "-no-reboot"),
+            *(*bound, *self.qemu.command, "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-display", "none"),
             *("-kernel", str(self.directory / "kernel"), "-initrd", str(scratch / "initramfs")),
             *("-serial", f"file:{scratch / 'console'}", "-device", "virtio-serial-pci"),
