@@ -58,6 +58,8 @@ __all__ = [
 CXL_MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_cxl")
 """What makes CXL devices appear; not kmem, which takes whatever region of RAM is made."""
 
+_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 oops=panic no_timer_check"
+"""Without the last one Linux counts ticks of a timer and panics on a machine that is too busy."""
 _TAIL_LINES = 50
 _POLL_SECONDS = 0.05
 
@@ -244,7 +246,7 @@ class Guest:
                 initramfs.write(archive)
             command = [
                 *self._qemu(scratch),
-                *("-append", f"console=ttyS0 loglevel=5 panic=-1 oops=panic {kernel_arguments}"),
+                *("-append", f"{_ARGUMENTS} {kernel_arguments}"),
                 *machine.arguments(),
                 *qemu_arguments,
             ]
