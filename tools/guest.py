@@ -61,6 +61,8 @@ CXL_MODULES = ("cxl_acpi", "cxl_pci", "cxl_mem", "cxl_pmem", "dax_cxl")
 """What makes CXL devices appear; not kmem, which takes whatever region of RAM is made."""
 
 _POWER_FAILED = "the power failed"
+_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 oops=panic no_timer_check"
+"""Without the last one Linux counts ticks of a timer and panics on a machine that is too busy."""
 _TAIL_LINES = 50
 _POLL_SECONDS = 0.05
 
@@ -249,7 +251,7 @@ class Guest:
                 initramfs.write(archive)
             command = [
                 *self._qemu(scratch),
-                *("-append", f"console=ttyS0 loglevel=5 panic=-1 oops=panic {kernel_arguments}"),
+                *("-append", f"{_ARGUMENTS} {kernel_arguments}"),
                 *machine.arguments(),
                 *qemu_arguments,
             ]
