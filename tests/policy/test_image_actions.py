@@ -230,6 +230,23 @@ def test_reconfigure_and_back_with_contents(machine, before, after, need, tmp_pa
     assert read_from(machine, dev, len(contents)) == contents
 
 
+@pytest.mark.parametrize("mode", ["raw", "sector", "fsdax"])
+def test_what_lay_there_before_is_not_found_in_a_new_namespace(machine, mode, need, tmp_path):
+    """A kernel that boots with it would mount the old files. Undo puts them back."""
+    dev = add(machine, mode=mode, size=96 * MIB, name="old")
+    put_on(machine, dev, ext4_bytes(need, tmp_path, 64 * MIB))
+    was, seen = digest(machine), the_namespaces(machine)
+    actions = ImageActions([machine])
+    destroyed = carried_out(actions, step("destroy-namespace", dev, uuid=seen[0][3]))
+    made = carried_out(actions, step("create-namespace", mode=mode, size=96 * MIB, name="new"))
+    (region,) = actions.observe().regions
+    assert [(each.name, each.content) for each in region.namespaces] == [("new", None)]
+    actions.reverse(made)
+    actions.reverse(destroyed)
+    assert the_namespaces(machine) == seen
+    assert digest(machine) == was
+
+
 @pytest.mark.parametrize(("before", "after"), [("sector", "fsdax"), ("raw", "sector")])
 def test_written_since(machine, before, after, need, tmp_path) -> None:
     """Refused; forced, the state comes back."""

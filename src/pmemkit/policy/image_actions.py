@@ -37,10 +37,14 @@ from pmemkit.namespace.label_verbs import init_labels, zero_labels
 from pmemkit.policy.image_changes import Changes, Rehearsal, fingerprint
 from pmemkit.policy.image_survey import IMAGE_VERBS, machine_state
 from pmemkit.policy.model import Actions, Entry, Keep, MachineState, Step
+from pmemkit.storage.btt_reader import read_infos
+from pmemkit.storage.signatures import contents_of
 
 __all__ = ["ImageActions"]
 
 _LABEL_VERSION: Final = (1, 2)
+_PIECE: Final = 1 << 20
+"""Bytes at the start, and at the end, that have the magic bytes of all formats."""
 _Made = Mapping[int, Mapping[str, Any]]
 
 
@@ -149,7 +153,7 @@ def _rehearse(
             return None, None
         case "create-namespace":
             there = _named(region, step.params)
-            return None, there or create(paper, region.dev, _wish(step.params))
+            return None, there or _wiped(paper, create(paper, region.dev, _wish(step.params)))
         case "destroy-namespace":
             here = _locate(region, step, made)
             return (None if here is None else destroy(paper, _key(here), force=True)), None
@@ -161,7 +165,37 @@ def _rehearse(
             if _agrees(here, step.params):
                 return here, here
             damaged = bool(here.claim.faults)
-            return here, reconfigure(paper, _key(here), _wish(step.params, force=damaged))
+            wish = _wish(step.params, force=damaged)
+            return here, _wiped(paper, reconfigure(paper, _key(here), wish))
+
+
+def _wiped(paper: Images, here: ImageNamespace) -> ImageNamespace:
+    """A new namespace without the signatures of what lay there before, which nobody is to take for
+    its contents (:mod:`pmemkit.policy.kernel_leftovers`)."""
+    start, end = _data_range(here)
+    base = here.region.dimms[0].spec.dpa + here.offset
+    for offset in (start, max(start, end - _PIECE)):
+        if contents_of(here) is None:
+            break
+        zeros = bytes(min(_PIECE, end - offset))
+        paper.carry_out(paper.number_of(here.region), [[(offset, zeros)]], base=base)
+    return here
+
+
+def _data_range(here: ImageNamespace) -> tuple[int, int]:
+    """Where in a new namespace its first and last data are."""
+    claim = here.claim
+    if claim.mode != "sector":
+        return claim.offset, claim.offset + (here.size if claim.size is None else claim.size)
+
+    def read(offset: int, length: int) -> bytes:
+        return here.region.read(here.offset + offset, length)
+
+    parent = here.uuid
+    infos = read_infos(read, here.size, version=claim.version, parent_uuid=parent)
+    (first, info), (last, last_info) = infos[0], infos[-1]
+    data_size = last_info.external_nlba * last_info.internal_lbasize
+    return first + info.dataoff, last + last_info.dataoff + data_size
 
 
 def _wish(params: Mapping[str, Any], *, force: bool = False) -> Wish:
