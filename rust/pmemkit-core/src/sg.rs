@@ -80,6 +80,9 @@ impl Sg {
     /// `data` must be valid for `len` bytes, for reading (writes to media) or writing (reads), for
     /// as long as this list is in use. Other threads may change the bytes meanwhile; nobody may
     /// free them.
+    ///
+    /// The list moves when it is returned, with room for a segment that nobody wrote; where the
+    /// time of a read is felt, [`Sg::push_host`] into a list that stays in its place costs less.
     #[inline(always)]
     pub unsafe fn host(data: *mut u8, len: u64) -> Self {
         let mut sg = Self::new();

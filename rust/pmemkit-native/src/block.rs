@@ -145,8 +145,9 @@ impl Channel {
         let mut done = 0;
         loop {
             let len = (held.len() - done).min(step);
+            let mut sg = Sg::new();
             // SAFETY: `held` keeps the buffer in place; `done + len` stays inside it.
-            let sg = unsafe { Sg::host(held.address().get().add(done as usize), len) };
+            unsafe { sg.push_host(held.address().get().add(done as usize), len) };
             self.inner.submit(&Request { op, at: at + done, len, flags, sg: &sg })?;
             done += len;
             if done == held.len() {

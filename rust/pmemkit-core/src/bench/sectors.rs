@@ -102,16 +102,18 @@ impl Sectors for Ours {
 
     fn read(&self, sector: u64, target: &mut [u8]) -> Result<()> {
         let len = target.len() as u64;
+        let mut sg = Sg::new();
         // SAFETY: the buffer outlives the request.
-        let sg = unsafe { Sg::host(target.as_mut_ptr(), len) };
+        unsafe { sg.push_host(target.as_mut_ptr(), len) };
         let at = sector * len;
         self.0.submit(&Request { op: Op::Read, at, len, flags: Flags::empty(), sg: &sg })
     }
 
     fn write(&self, sector: u64, source: &[u8]) -> Result<()> {
         let len = source.len() as u64;
+        let mut sg = Sg::new();
         // SAFETY: the buffer outlives the request; a write does not store to it.
-        let sg = unsafe { Sg::host(source.as_ptr().cast_mut(), len) };
+        unsafe { sg.push_host(source.as_ptr().cast_mut(), len) };
         let at = sector * len;
         self.0.submit(&Request { op: Op::Write, at, len, flags: Flags::empty(), sg: &sg })
     }

@@ -171,9 +171,10 @@ impl Shared {
             Command::BlockStatus { one } => self.block_status(batch, accepted, one),
             Command::Io(op) => {
                 let carried = if op == Op::Write { u64::from(accepted.header.len) } else { 0 };
+                let mut sg = Sg::new();
                 // SAFETY: a write's payload stays in the caller's buffer until this returns, and a
                 // write only reads from it.
-                let sg = unsafe { Sg::host(payload.cast_mut(), carried) };
+                unsafe { sg.push_host(payload.cast_mut(), carried) };
                 let result = self.channel.submit(&request_of(accepted, op, &sg));
                 self.answer(batch, accepted, result);
             }
@@ -218,8 +219,9 @@ impl Shared {
     fn read_buffered(&self, batch: &mut Batch, accepted: &Accepted) -> Result<(), Error> {
         let header = &accepted.header;
         let mut buffer = batch.buffer(header.len as usize);
+        let mut sg = Sg::new();
         // SAFETY: the buffer is ours and as long as the request until the call returns.
-        let sg = unsafe { Sg::host(buffer.as_mut_ptr(), u64::from(header.len)) };
+        unsafe { sg.push_host(buffer.as_mut_ptr(), u64::from(header.len)) };
         self.channel.submit(&request_of(accepted, Op::Read, &sg))?;
         batch.read_head(header.cookie, self.session.structured, header.offset, header.len);
         batch.read_owned(buffer);
