@@ -508,6 +508,7 @@ class _Region:
         elif slot.changes:
             target = self.change(slot, have)
         elif not have.enabled:
+            self.claim_mount(want.mount, have)
             if self.can("enable-namespace", f"{have.dev} is enabled"):
                 why = "it is there, and disabled; what is on it is seen when it is enabled"
                 self.step("enable-namespace", have.dev, why, size=have.size)
@@ -588,16 +589,21 @@ class _Region:
             size=slot.size,
         )
 
+    def claim_mount(self, path: str | None, have: NamespaceState | None) -> None:
+        """Takes a mount point for this region, if nobody else has it."""
+        if path is None:
+            return
+        other = self.budget.mounts.get(path)
+        if other is not None and (have is None or other != have.dev):
+            raise self.refuse(f"{path} is the mount point of {other} already")
+        self.budget.mounts[path] = have.dev if have is not None else self.region.dev
+
     def files(self, slot: _Slot, target: str, have: NamespaceState | None) -> None:
         """File system and mount."""
         want = slot.share.want
         kind, path = want.filesystem, want.mount
         content = None if have is None else have.content
-        if path is not None:
-            other = self.budget.mounts.get(path)
-            if other is not None and (have is None or other != have.dev):
-                raise self.refuse(f"{path} is the mount point of {other} already")
-            self.budget.mounts[path] = have.dev if have is not None else self.region.dev
+        self.claim_mount(path, have)
         if content is None or content.name != kind:
             why = f"rule {self.rule.name!r} wants {kind}"
             lost = [] if have is None else self.doom(have, why, destroy=False)
