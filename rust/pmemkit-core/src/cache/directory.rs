@@ -17,6 +17,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use super::index::{spread, Index};
 use super::list::{Link, List, Through};
 
 /// Uses that an entry of `small` needs to go on to `main`.
@@ -26,7 +27,7 @@ const USES_MOST: u8 = 3;
 /// `small` has one in so many of the slots.
 const SMALL_SHARE: usize = 10;
 
-/// Spreads block numbers over a hash table.
+/// Spreads block numbers over a hash table of the standard library.
 #[derive(Default)]
 pub struct BlockHasher(u64);
 
@@ -46,14 +47,7 @@ impl Hasher for BlockHasher {
     }
 }
 
-/// A bijection that makes every bit of the result depend on every bit of the number.
-pub fn spread(number: u64) -> u64 {
-    let mixed = (number ^ (number >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ (mixed >> 29)
-}
-
-/// A hash table by block number.
-pub type ByBlock<T> = HashMap<u64, T, BuildHasherDefault<BlockHasher>>;
+type ByBlock<T> = HashMap<u64, T, BuildHasherDefault<BlockHasher>>;
 
 /// Where an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,32 +71,20 @@ pub enum Fresh {
     Ahead,
 }
 
-/// What is known of the block in a slot.
-#[derive(Clone, Debug)]
+/// What is known of the block in a slot: as little as a hit needs, so that it is in the cache.
+#[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// The block's number.
     pub block: u64,
     /// Lines that media do not have yet, one a bit.
     pub dirty: u16,
-    /// When it became dirty.
-    pub since: u32,
     /// Uses since it came or was last looked at by the eviction.
     uses: u8,
     fresh: Fresh,
     place: Place,
-    /// Neighbours in its queue and in the list of dirty entries.
-    pub(super) links: [Link; 2],
 }
 
-const EMPTY: Entry = Entry {
-    block: 0,
-    dirty: 0,
-    since: 0,
-    uses: 0,
-    fresh: Fresh::No,
-    place: Place::Nowhere,
-    links: [Link::new(); 2],
-};
+const EMPTY: Entry = Entry { block: 0, dirty: 0, uses: 0, fresh: Fresh::No, place: Place::Nowhere };
 
 /// Numbers of blocks that left `small`, as many as there is room for.
 #[derive(Debug, Default)]
@@ -139,8 +121,11 @@ impl Ghost {
 /// The blocks of one shard.
 #[derive(Debug)]
 pub struct Directory {
-    index: ByBlock<u32>,
+    index: Index,
     entries: Vec<Entry>,
+    links: Vec<[Link; 2]>,
+    /// When each slot became dirty.
+    since: Vec<u32>,
     free: Vec<u32>,
     small: List,
     main: List,
@@ -151,8 +136,10 @@ pub struct Directory {
 impl Default for Directory {
     fn default() -> Self {
         Directory {
-            index: ByBlock::default(),
+            index: Index::default(),
             entries: Vec::new(),
+            links: Vec::new(),
+            since: Vec::new(),
             free: Vec::new(),
             small: List::new(Through::Queue),
             main: List::new(Through::Queue),
@@ -181,11 +168,16 @@ impl Directory {
     /// Adds free slots; false when there is no memory for what is kept of them.
     pub fn grow(&mut self, count: usize) -> bool {
         let first = self.entries.len();
-        let room = self.entries.try_reserve(count).is_ok()
-            && self.index.try_reserve(first + count).is_ok()
+        let entries = &self.entries;
+        let room = self.index.grow(first + count, |slot| entries[slot as usize].block)
+            && self.entries.try_reserve(count).is_ok()
+            && self.links.try_reserve(count).is_ok()
+            && self.since.try_reserve(count).is_ok()
             && self.free.try_reserve(first + count).is_ok();
         if room {
             self.entries.resize(first + count, EMPTY);
+            self.links.resize(first + count, [Link::new(); 2]);
+            self.since.resize(first + count, 0);
             self.free.extend((first as u32..(first + count) as u32).rev());
         }
         room
@@ -196,6 +188,8 @@ impl Directory {
         let left = self.entries.len() - count;
         self.free.retain(|slot| (*slot as usize) < left);
         self.entries.truncate(left);
+        self.links.truncate(left);
+        self.since.truncate(left);
     }
 
     /// True when none of the last slots holds a block or is lent.
@@ -215,7 +209,7 @@ impl Directory {
     /// The slot of a block.
     #[inline]
     pub fn find(&self, block: u64) -> Option<u32> {
-        self.index.get(&block).copied()
+        self.index.find(block, |slot| self.entries[slot as usize].block)
     }
 
     /// What is known of a slot.
@@ -228,10 +222,14 @@ impl Directory {
     #[inline]
     pub fn touch(&mut self, slot: u32) -> bool {
         let entry = &mut self.entries[slot as usize];
-        match std::mem::replace(&mut entry.fresh, Fresh::No) {
-            Fresh::No => entry.uses = (entry.uses + 1).min(USES_MOST),
-            Fresh::Wanted => return false,
-            Fresh::Ahead => {}
+        match entry.fresh {
+            Fresh::No if entry.uses == USES_MOST => {}
+            Fresh::No => entry.uses += 1,
+            Fresh::Wanted => {
+                entry.fresh = Fresh::No;
+                return false;
+            }
+            Fresh::Ahead => entry.fresh = Fresh::No,
         }
         true
     }
@@ -250,11 +248,11 @@ impl Directory {
     pub fn insert(&mut self, block: u64, slot: u32, fresh: Fresh) {
         let known = self.ghost.recall(block);
         let place = if known { Place::Main } else { Place::Small };
+        debug_assert!(self.find(block).is_none(), "block {block} is in two slots");
         self.entries[slot as usize] = Entry { block, place, fresh, ..EMPTY };
         let queue = if known { &mut self.main } else { &mut self.small };
-        queue.push(&mut self.entries, slot);
-        let before = self.index.insert(block, slot);
-        debug_assert!(before.is_none(), "block {block} is in two slots");
+        queue.push(&mut self.links, slot);
+        self.index.insert(block, slot);
     }
 
     /// The block that goes next, if any may. What is `kept` stays and goes to the end of its queue.
@@ -270,14 +268,14 @@ impl Directory {
             let entry = &mut self.entries[slot as usize];
             if from_main && entry.uses > 0 {
                 entry.uses -= 1;
-                queue.renew(&mut self.entries, slot);
+                queue.renew(&mut self.links, slot);
             } else if !from_main && entry.uses >= PROMOTE {
                 entry.uses = 0;
                 entry.place = Place::Main;
-                queue.remove(&mut self.entries, slot);
-                self.main.push(&mut self.entries, slot);
+                queue.remove(&mut self.links, slot);
+                self.main.push(&mut self.links, slot);
             } else if kept(entry) {
-                queue.renew(&mut self.entries, slot);
+                queue.renew(&mut self.links, slot);
             } else {
                 return Some(slot);
             }
@@ -303,11 +301,11 @@ impl Directory {
         let (block, place) = (entry.block, entry.place);
         entry.place = Place::Nowhere;
         match place {
-            Place::Small => self.small.remove(&mut self.entries, slot),
-            Place::Main => self.main.remove(&mut self.entries, slot),
+            Place::Small => self.small.remove(&mut self.links, slot),
+            Place::Main => self.main.remove(&mut self.links, slot),
             Place::Nowhere => return,
         }
-        self.index.remove(&block);
+        self.index.remove(block, |slot| self.entries[slot as usize].block);
         self.free.push(slot);
     }
 
@@ -318,8 +316,8 @@ impl Directory {
         let first = entry.dirty == 0 && lines != 0;
         entry.dirty |= lines;
         if first {
-            entry.since = since();
-            self.dirty.push(&mut self.entries, slot);
+            self.since[slot as usize] = since();
+            self.dirty.push(&mut self.links, slot);
         }
         first
     }
@@ -328,19 +326,20 @@ impl Directory {
     pub fn set_clean(&mut self, slot: u32) -> u16 {
         let lines = std::mem::take(&mut self.entries[slot as usize].dirty);
         if lines != 0 {
-            self.dirty.remove(&mut self.entries, slot);
+            self.dirty.remove(&mut self.links, slot);
         }
         lines
     }
 
-    /// Dirty entries, the one that has been so longest first.
-    pub fn dirty(&self) -> impl Iterator<Item = &Entry> {
-        self.dirty.iter(&self.entries).map(|slot| self.entry(slot))
+    /// Dirty blocks and since when, the one that has been so longest first.
+    pub fn dirty(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let slots = self.dirty.iter(&self.links);
+        slots.map(|slot| (self.entry(slot).block, self.since[slot as usize]))
     }
 
     /// Blocks in RAM, in no order.
     pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
-        self.index.keys().copied()
+        self.index.slots().map(|slot| self.entry(slot).block)
     }
 
     /// Dirty blocks among those that go next: `first` and at most `most` behind it in its queue.
@@ -349,7 +348,7 @@ impl Directory {
             Place::Small => &self.small,
             _ => &self.main,
         };
-        let behind = std::iter::successors(Some(first), |slot| queue.newer(&self.entries, *slot));
+        let behind = std::iter::successors(Some(first), |slot| queue.newer(&self.links, *slot));
         let entries = behind.take(most).map(|slot| self.entry(slot));
         entries.filter(|entry| entry.dirty != 0).map(|entry| entry.block).collect()
     }
@@ -360,7 +359,7 @@ impl Directory {
         let mut seen = vec![0u8; self.slots()];
         for (queue, place) in [(&self.small, Place::Small), (&self.main, Place::Main)] {
             let mut count = 0;
-            for slot in queue.iter(&self.entries).take(self.slots() + 1) {
+            for slot in queue.iter(&self.links).take(self.slots() + 1) {
                 count += 1;
                 seen[slot as usize] += 1;
                 let entry = self.entry(slot);
@@ -383,7 +382,7 @@ impl Directory {
         if self.index.len() != self.len() {
             wrong.push(format!("{} blocks by name, {} queued", self.index.len(), self.len()));
         }
-        let listed = self.dirty.iter(&self.entries).take(self.slots() + 1).count();
+        let listed = self.dirty.iter(&self.links).take(self.slots() + 1).count();
         let marked = self.entries.iter().filter(|entry| entry.dirty != 0).count();
         if listed != marked || listed != self.dirty.len() {
             let counted = self.dirty.len();

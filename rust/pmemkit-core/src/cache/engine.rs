@@ -22,12 +22,12 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::cursor::Cursor;
-use super::directory::{spread, Fresh};
+use super::directory::Fresh;
 use super::shard::{Cell, Claim, Room, Shard};
 use super::store::Budget;
 use super::streams::Streams;
 use super::writeback::Staging;
-use super::{Mode, Options, Plant, BLOCK, LINE};
+use super::{shard_of, Mode, Options, Plant, BLOCK, LINE};
 use crate::block::{Device, Flags, Op, Request};
 use crate::error::{Error, Result};
 use crate::sg::Sg;
@@ -128,8 +128,7 @@ impl Engine {
 
     #[inline]
     pub(super) fn cell(&self, block: u64) -> &Cell {
-        // The number of shards is a power of two, and the low bits of the hash are its best.
-        &self.cells[(spread(block) >> 7) as usize & (self.cells.len() - 1)]
+        &self.cells[shard_of(block, self.cells.len())]
     }
 
     pub(super) fn planted(&self, plant: Plant) -> bool {

@@ -1,12 +1,10 @@
-//! Lists through the entries of a directory: an entry leaves from the middle at no cost.
+//! Lists through the slots of a directory: a slot leaves from the middle at no cost.
 //!
 //! Invariants:
 //! 1. An entry is in a list at most once; `len` counts the entries that are.
 //! 2. Links of an entry that is in no list of a kind mean nothing.
 //!
 //! What this does not do: know which entries are in it; their owner does.
-
-use super::directory::Entry;
 
 /// No entry.
 pub const NONE: u32 = u32::MAX;
@@ -60,46 +58,46 @@ impl List {
     }
 
     /// The entry that came after this one.
-    pub fn newer(&self, entries: &[Entry], slot: u32) -> Option<u32> {
-        let newer = entries[slot as usize].links[self.through as usize].newer;
+    pub fn newer(&self, links: &[[Link; 2]], slot: u32) -> Option<u32> {
+        let newer = links[slot as usize][self.through as usize].newer;
         (newer != NONE).then_some(newer)
     }
 
     /// Puts an entry that is in no list of this kind at the newest end.
-    pub fn push(&mut self, entries: &mut [Entry], slot: u32) {
+    pub fn push(&mut self, links: &mut [[Link; 2]], slot: u32) {
         let which = self.through as usize;
-        entries[slot as usize].links[which] = Link { older: self.newest, newer: NONE };
+        links[slot as usize][which] = Link { older: self.newest, newer: NONE };
         match self.newest {
             NONE => self.oldest = slot,
-            newest => entries[newest as usize].links[which].newer = slot,
+            newest => links[newest as usize][which].newer = slot,
         }
         self.newest = slot;
         self.len += 1;
     }
 
     /// Takes an entry out that is in it.
-    pub fn remove(&mut self, entries: &mut [Entry], slot: u32) {
+    pub fn remove(&mut self, links: &mut [[Link; 2]], slot: u32) {
         let which = self.through as usize;
-        let Link { older, newer } = entries[slot as usize].links[which];
+        let Link { older, newer } = links[slot as usize][which];
         match older {
             NONE => self.oldest = newer,
-            older => entries[older as usize].links[which].newer = newer,
+            older => links[older as usize][which].newer = newer,
         }
         match newer {
             NONE => self.newest = older,
-            newer => entries[newer as usize].links[which].older = older,
+            newer => links[newer as usize][which].older = older,
         }
         self.len -= 1;
     }
 
     /// Moves an entry that is in it to the newest end.
-    pub fn renew(&mut self, entries: &mut [Entry], slot: u32) {
-        self.remove(entries, slot);
-        self.push(entries, slot);
+    pub fn renew(&mut self, links: &mut [[Link; 2]], slot: u32) {
+        self.remove(links, slot);
+        self.push(links, slot);
     }
 
     /// Its entries, oldest first.
-    pub fn iter<'a>(&'a self, entries: &'a [Entry]) -> impl Iterator<Item = u32> + 'a {
-        std::iter::successors(self.oldest(), move |slot| self.newer(entries, *slot))
+    pub fn iter<'a>(&'a self, links: &'a [[Link; 2]]) -> impl Iterator<Item = u32> + 'a {
+        std::iter::successors(self.oldest(), move |slot| self.newer(links, *slot))
     }
 }

@@ -24,6 +24,7 @@ mod cursor;
 mod directory;
 mod engine;
 mod flusher;
+mod index;
 mod list;
 mod plant;
 mod shard;
@@ -46,7 +47,8 @@ use engine::Engine;
 use flusher::Flusher;
 
 pub use plant::Plant;
-pub use simulate::{simulate, Simulated};
+pub use simulate::{simulate, Simulated, Use};
+pub(crate) use store::Chunk as MappedChunk;
 
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
@@ -106,8 +108,9 @@ impl Options {
         if self.size < BLOCK as u64 {
             return refuse(format!("a cache of {} bytes holds no block of {BLOCK}", self.size));
         }
-        if self.size / BLOCK as u64 >= u64::from(u32::MAX) {
-            return refuse(format!("{} bytes are more blocks than 2^32", self.size));
+        let most = (index::SLOTS_MOST as u64 * SHARDS_MOST * BLOCK as u64) >> 1;
+        if self.size > most {
+            return refuse(format!("a cache of {} bytes; {most} are the most", self.size));
         }
         let (background, most) = (self.dirty_background, self.dirty_most);
         if background > most || most > 100 {
@@ -121,6 +124,13 @@ impl Options {
 fn shards_of(blocks: u64) -> usize {
     let wanted = (blocks / SHARD_BLOCKS).clamp(1, SHARDS_MOST);
     1 << wanted.ilog2()
+}
+
+/// The shard of a block among so many, a power of two.
+#[inline]
+fn shard_of(block: u64, shards: usize) -> usize {
+    // Bits of the hash that the shard's index does not use.
+    (index::spread(block) >> 7) as usize & (shards - 1)
 }
 
 /// What a cache did and holds.

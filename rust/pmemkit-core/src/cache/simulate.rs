@@ -2,8 +2,9 @@
 //!
 //! What this does not do: time, read-ahead, concurrency; a victim that is dirty is written alone.
 
-use super::directory::{spread, Directory, Fresh};
-use super::shards_of;
+use super::directory::{Directory, Fresh};
+use super::{shard_of, shards_of};
+use crate::error::{Error, Kind, Result};
 
 /// What a trace came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,44 +17,55 @@ pub struct Simulated {
     pub blocks_written: u64,
 }
 
-/// Runs a trace of blocks through a cache of `slots` blocks. `writes` says which uses change their
-/// block; the time of a use in seconds, where there is one, drives write-back after `flush_age`.
+/// One use of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// The block.
+    pub block: u64,
+    /// It is changed.
+    pub write: bool,
+    /// When, in seconds.
+    pub second: u32,
+}
+
+/// Runs a trace through a cache of `slots` blocks, written back `flush_age` seconds after they
+/// became dirty, where that is given.
 pub fn simulate(
-    blocks: &[u64],
-    writes: &[bool],
-    seconds: &[f64],
+    trace: impl Iterator<Item = Use>,
     slots: usize,
-    flush_age: Option<f64>,
-) -> Simulated {
+    flush_age: Option<u32>,
+) -> Result<Simulated> {
+    if slots == 0 || slots >= u32::MAX as usize {
+        return Err(Error::new(Kind::Invalid, "simulate", format!("a cache of {slots} blocks")));
+    }
     let shards = shards_of(slots as u64);
     let mut directories: Vec<Directory> = (0..shards).map(|_| Directory::default()).collect();
     for (number, directory) in directories.iter_mut().enumerate() {
         directory.grow(slots / shards + usize::from(number < slots % shards));
     }
-    let mut result = Simulated { requests: blocks.len() as u64, ..Simulated::default() };
-    let mut swept = 0.0;
-    for (place, block) in blocks.iter().enumerate() {
-        let now = seconds.get(place).copied().unwrap_or(0.0);
-        if let Some(age) = flush_age.filter(|_| now > swept) {
-            let old = (now - age).max(0.0) as u32;
-            result.blocks_written +=
-                directories.iter_mut().map(|directory| sweep(directory, old)).sum::<u64>();
-            swept = now;
+    let (mut result, mut swept) = (Simulated::default(), 0);
+    for Use { block, write, second } in trace {
+        if let Some(age) = flush_age.filter(|_| second > swept) {
+            let until = second.saturating_sub(age);
+            let written = directories.iter_mut().map(|directory| sweep(directory, until));
+            result.blocks_written += written.sum::<u64>();
+            swept = second;
         }
-        let directory = &mut directories[(spread(*block) >> 7) as usize & (shards - 1)];
-        let slot = match directory.find(*block) {
+        result.requests += 1;
+        let directory = &mut directories[shard_of(block, shards)];
+        let slot = match directory.find(block) {
             Some(slot) => {
                 result.hits += u64::from(directory.touch(slot));
                 slot
             }
-            None => insert(directory, *block, &mut result),
+            None => insert(directory, block, &mut result),
         };
-        if writes.get(place) == Some(&true) {
-            directory.set_dirty(slot, 1, || now as u32);
+        if write {
+            directory.set_dirty(slot, 1, || second);
         }
     }
     result.blocks_written += directories.iter().map(|each| each.dirty_len() as u64).sum::<u64>();
-    result
+    Ok(result)
 }
 
 fn insert(directory: &mut Directory, block: u64, result: &mut Simulated) -> u32 {
@@ -67,10 +79,10 @@ fn insert(directory: &mut Directory, block: u64, result: &mut Simulated) -> u32 
     slot
 }
 
-/// Writes back what has been dirty since `old` or longer.
-fn sweep(directory: &mut Directory, old: u32) -> u64 {
-    let since = directory.dirty().take_while(|entry| entry.since <= old);
-    let slots: Vec<u32> = since.filter_map(|entry| directory.find(entry.block)).collect();
+/// Writes back what became dirty before `until`.
+fn sweep(directory: &mut Directory, until: u32) -> u64 {
+    let since = directory.dirty().take_while(|(_, since)| *since < until);
+    let slots: Vec<u32> = since.filter_map(|(block, _)| directory.find(block)).collect();
     for slot in &slots {
         directory.set_clean(*slot);
     }

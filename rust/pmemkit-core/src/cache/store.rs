@@ -41,10 +41,29 @@ impl Budget {
     }
 }
 
+/// Memory from the kernel, given back when this is dropped.
 #[derive(Debug)]
-struct Chunk {
+pub struct Chunk {
     start: *mut u8,
     len: usize,
+}
+
+// SAFETY: the address is of memory that belongs to the process, not to a thread. Who uses it sees
+// to it that the others do not.
+unsafe impl Send for Chunk {}
+// SAFETY: as above; there is no method that touches the bytes.
+unsafe impl Sync for Chunk {}
+
+impl Chunk {
+    /// `len` bytes, a multiple of the page; `None` when there are none.
+    pub fn new(len: usize) -> Option<Chunk> {
+        sys::map(len).map(|start| Chunk { start, len })
+    }
+
+    /// The first byte.
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
 }
 
 impl Drop for Chunk {
@@ -60,10 +79,6 @@ pub struct Store {
     chunks: Vec<Chunk>,
     slots_most: usize,
 }
-
-// SAFETY: the addresses are of memory that belongs to the process, not to a thread; what uses it
-// holds the lock of the shard, or a claim on the block.
-unsafe impl Send for Store {}
 
 impl Store {
     /// A store without chunks.
@@ -92,11 +107,12 @@ impl Store {
         if len == 0 || self.chunks.try_reserve(1).is_err() || !budget.take(len as u64) {
             return false;
         }
-        match sys::map(len) {
-            Some(start) => self.chunks.push(Chunk { start, len }),
-            None => budget.give_back(len as u64),
-        }
-        self.chunks.last().is_some_and(|last| last.len == len)
+        let Some(chunk) = Chunk::new(len) else {
+            budget.give_back(len as u64);
+            return false;
+        };
+        self.chunks.push(chunk);
+        true
     }
 
     /// Gives the last chunk back, of which no slot is in use.

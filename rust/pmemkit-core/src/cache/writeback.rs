@@ -169,7 +169,7 @@ impl Engine {
         let forgotten = usize::from(self.planted(Plant::FlushForgetsShard));
         for cell in self.cells.iter().skip(forgotten) {
             let shard = cell.lock();
-            blocks.extend(shard.directory.dirty().map(|entry| entry.block));
+            blocks.extend(shard.directory.dirty().map(|(block, _)| block));
             blocks.extend(shard.claims.iter().map(|claim| claim.block));
         }
         blocks.retain(|block| (first..end).contains(block));
@@ -186,8 +186,8 @@ impl Engine {
         for cell in &self.cells {
             let shard = cell.lock();
             let old = |since: u32| until.is_none_or(|until| since <= until);
-            let oldest = shard.directory.dirty().take(share).filter(|entry| old(entry.since));
-            blocks.extend(oldest.map(|entry| entry.block));
+            let oldest = shard.directory.dirty().take(share).filter(|(_, since)| old(*since));
+            blocks.extend(oldest.map(|(block, _)| block));
         }
         blocks.sort_unstable();
         blocks
