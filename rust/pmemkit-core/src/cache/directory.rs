@@ -206,6 +206,11 @@ impl Directory {
         last.map(|(slot, entry)| (entry.block, slot as u32)).collect()
     }
 
+    /// Where its index lies and how many places that has, for hints.
+    pub fn table(&self) -> (*const u32, usize) {
+        self.index.table()
+    }
+
     /// The slot of a block.
     #[inline]
     pub fn find(&self, block: u64) -> Option<u32> {

@@ -16,13 +16,14 @@
 //! What this does not do: write back ([`super::writeback`]), run by itself ([`super::flusher`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use smallvec::SmallVec;
 
 use super::cursor::Cursor;
 use super::directory::Fresh;
+use super::index::spread;
 use super::shard::{Cell, Claim, Room, Shard};
 use super::store::Budget;
 use super::streams::Streams;
@@ -30,6 +31,7 @@ use super::writeback::Staging;
 use super::{shard_of, Mode, Options, Plant, BLOCK, LINE};
 use crate::block::{Device, Flags, Op, Request};
 use crate::error::{Error, Result};
+use crate::media::port;
 use crate::sg::Sg;
 
 /// Blocks that are read from media at once.
@@ -128,7 +130,16 @@ impl Engine {
 
     #[inline]
     pub(super) fn cell(&self, block: u64) -> &Cell {
-        &self.cells[shard_of(block, self.cells.len())]
+        &self.cells[shard_of(spread(block), self.cells.len())]
+    }
+
+    /// The shard of a block that is probably in RAM.
+    #[inline]
+    fn likely_in(&self, block: u64) -> MutexGuard<'_, Shard> {
+        let hash = spread(block);
+        let cell = &self.cells[shard_of(hash, self.cells.len())];
+        cell.expect(hash);
+        cell.lock()
     }
 
     pub(super) fn planted(&self, plant: Plant) -> bool {
@@ -177,7 +188,7 @@ impl Engine {
     fn read_piece(&self, piece: Piece, behind: u64, cursor: &mut Cursor<'_>) -> Result<()> {
         let Piece { block, skip, len } = piece;
         for _ in 0..TRIES {
-            let mut shard = self.cell(block).lock();
+            let mut shard = self.likely_in(block);
             if let Some(slot) = shard.directory.find(block) {
                 let hit = u64::from(shard.directory.touch(slot));
                 shard.counts.read_hits += hit;
@@ -235,6 +246,7 @@ impl Engine {
             }
             match shard.room(&self.budget, self.failed.get().is_some()) {
                 Room::Slot(slot) => {
+                    cell.note_table(&shard);
                     shard.claims.push(Claim { block, lent: true });
                     return Some((pass, Some(slot)));
                 }
@@ -287,7 +299,7 @@ impl Engine {
                 shard.directory.give_back(*slot);
             }
             shard.release(block);
-            cell.notify();
+            cell.notify(&shard);
         }
     }
 
@@ -331,7 +343,7 @@ impl Engine {
         let whole = len == self.block_len(block);
         let mut missed = false;
         for _ in 0..TRIES {
-            let mut shard = cell.lock();
+            let mut shard = self.likely_in(block);
             if let Some(slot) = shard.directory.find(block) {
                 shard.directory.touch(slot);
                 shard.counts.write_hits += u64::from(!missed);
@@ -352,6 +364,7 @@ impl Engine {
             }
             match shard.room(&self.budget, self.failed.get().is_some()) {
                 Room::Slot(slot) => {
+                    cell.note_table(&shard);
                     shard.insert(block, slot, Fresh::No);
                     return self.store(&mut shard, slot, piece, cursor);
                 }
@@ -381,9 +394,11 @@ impl Engine {
         piece: Piece,
         cursor: &mut Cursor<'_>,
     ) -> Result<()> {
-        let address = shard.store.address(slot);
-        // SAFETY: the slot has a block's bytes; this thread holds the lock.
-        unsafe { cursor.get(address.add(piece.skip as usize), piece.len)? };
+        // SAFETY: inside the slot: a piece lies in one block.
+        let address = unsafe { shard.store.address(slot).add(piece.skip as usize) };
+        port::hint_store(address, piece.len as usize);
+        // SAFETY: the slot has these bytes; this thread holds the lock.
+        unsafe { cursor.get(address, piece.len)? };
         let lines = lines_of(piece.skip, piece.len, self.unit_lines);
         if shard.directory.set_dirty(slot, lines, || self.now()) {
             count(&self.dirty, 1);
@@ -408,8 +423,10 @@ impl Engine {
         drop(shard);
         count(&self.moved.bypassed, 1);
         let result = self.below(Op::Write, block * BYTES + skip, len, flags, &part);
-        cell.lock().release(block);
-        cell.notify();
+        let mut shard = cell.lock();
+        shard.release(block);
+        cell.notify(&shard);
+        drop(shard);
         result.map_err(|error| self.fail(error))
     }
 

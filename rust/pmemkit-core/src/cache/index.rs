@@ -37,6 +37,12 @@ fn slot_of(place: u32) -> u32 {
     (place & ((1 << SLOT_BITS) - 1)) - 1
 }
 
+/// Where the search for a hash starts in a table of so many places.
+#[inline]
+pub fn start_among(hash: u64, places: usize) -> usize {
+    (hash >> 16) as usize & places.wrapping_sub(1)
+}
+
 impl Index {
     /// Slots in it.
     pub fn len(&self) -> usize {
@@ -64,7 +70,12 @@ impl Index {
 
     #[inline]
     fn start(&self, hash: u64) -> usize {
-        (hash >> 16) as usize & (self.places.len() - 1)
+        start_among(hash, self.places.len())
+    }
+
+    /// The table, as a place to look soon, and how many places it has.
+    pub fn table(&self) -> (*const u32, usize) {
+        (self.places.as_ptr(), self.places.len())
     }
 
     /// The slot of a block.

@@ -126,11 +126,11 @@ fn shards_of(blocks: u64) -> usize {
     1 << wanted.ilog2()
 }
 
-/// The shard of a block among so many, a power of two.
+/// The shard of a block among so many, a power of two, by its hash.
 #[inline]
-fn shard_of(block: u64, shards: usize) -> usize {
-    // Bits of the hash that the shard's index does not use.
-    (index::spread(block) >> 7) as usize & (shards - 1)
+fn shard_of(hash: u64, shards: usize) -> usize {
+    // Bits that the shard's index does not use.
+    (hash >> 7) as usize & (shards - 1)
 }
 
 /// What a cache did and holds.

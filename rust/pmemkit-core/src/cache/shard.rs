@@ -9,11 +9,14 @@
 //!
 //! What this does not do: I/O, order among shards.
 
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::directory::{Directory, Fresh};
+use super::index::start_among;
 use super::store::{Budget, Store};
 use super::Plant;
+use crate::media::port;
 
 /// Dirty blocks that are written back together to make room for one.
 const CLEANED_TOGETHER: usize = 32;
@@ -64,6 +67,8 @@ pub struct Shard {
     pub claims: Vec<Claim>,
     /// What happened.
     pub counts: Counts,
+    /// Threads that wait for a claim to end.
+    waiting: usize,
     plant: Plant,
 }
 
@@ -74,6 +79,7 @@ impl Shard {
             store: Store::new(slots),
             claims: Vec::new(),
             counts: Counts::default(),
+            waiting: 0,
             plant,
         }
     }
@@ -180,12 +186,36 @@ impl Shard {
 pub struct Cell {
     shard: Mutex<Shard>,
     released: Condvar,
+    /// Where the shard's index lies, for hints only: it may have moved.
+    table: AtomicPtr<u32>,
+    places: AtomicUsize,
 }
 
 impl Cell {
     /// A shard of at most so many slots.
     pub fn new(slots: usize, plant: Plant) -> Self {
-        Cell { shard: Mutex::new(Shard::new(slots, plant)), released: Condvar::new() }
+        Cell {
+            shard: Mutex::new(Shard::new(slots, plant)),
+            released: Condvar::new(),
+            table: AtomicPtr::default(),
+            places: AtomicUsize::new(1),
+        }
+    }
+
+    /// Brings near what a look for this hash reads first: taking the lock waits for all that went
+    /// before, and this does not.
+    #[inline]
+    pub fn expect(&self, hash: u64) {
+        let (table, places) = (&self.table, self.places.load(Ordering::Relaxed));
+        let place = table.load(Ordering::Relaxed).wrapping_add(start_among(hash, places));
+        port::hint_load(place.cast());
+    }
+
+    /// Notes where the shard's index lies now.
+    pub fn note_table(&self, shard: &Shard) {
+        let (table, places) = shard.directory.table();
+        self.table.store(table.cast_mut(), Ordering::Relaxed);
+        self.places.store(places, Ordering::Relaxed);
     }
 
     /// The shard, to this thread alone.
@@ -195,12 +225,17 @@ impl Cell {
     }
 
     /// Waits until some claim ended.
-    pub fn wait<'a>(&self, shard: MutexGuard<'a, Shard>) -> MutexGuard<'a, Shard> {
-        self.released.wait(shard).unwrap_or_else(PoisonError::into_inner)
+    pub fn wait<'a>(&self, mut shard: MutexGuard<'a, Shard>) -> MutexGuard<'a, Shard> {
+        shard.waiting += 1;
+        let mut shard = self.released.wait(shard).unwrap_or_else(PoisonError::into_inner);
+        shard.waiting -= 1;
+        shard
     }
 
-    /// Wakes whoever waits for claims.
-    pub fn notify(&self) {
-        self.released.notify_all();
+    /// Wakes whoever waits for claims. With the shard, so that nobody begins to wait meanwhile.
+    pub fn notify(&self, shard: &Shard) {
+        if shard.waiting > 0 {
+            self.released.notify_all();
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! What this does not do: time, read-ahead, concurrency; a victim that is dirty is written alone.
 
 use super::directory::{Directory, Fresh};
+use super::index::spread;
 use super::{shard_of, shards_of};
 use crate::error::{Error, Kind, Result};
 
@@ -52,7 +53,7 @@ pub fn simulate(
             swept = second;
         }
         result.requests += 1;
-        let directory = &mut directories[shard_of(block, shards)];
+        let directory = &mut directories[shard_of(spread(block), shards)];
         let slot = match directory.find(block) {
             Some(slot) => {
                 result.hits += u64::from(directory.touch(slot));

@@ -156,7 +156,7 @@ impl Engine {
             }
             count(&self.moved.blocks_written, u64::from(result.is_ok()));
             shard.release(block);
-            cell.notify();
+            cell.notify(&shard);
         }
         staging.bytes.clear();
         staging.runs.clear();
