@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use pmemkit_core::bench as core;
 use pmemkit_core::block::Op;
+use pmemkit_core::cache::Use;
 use pmemkit_core::error::{Error, Kind};
 use pyo3::prelude::*;
 
 use crate::block::Channel;
+use crate::buffer::Held;
 use crate::error::to_py;
 
 /// Sectors to be timed.
@@ -19,8 +21,17 @@ pub struct Sectors {
 #[pymethods]
 impl Sectors {
     #[staticmethod]
-    fn channel(channel: &Bound<'_, Channel>) -> Sectors {
-        Sectors { inner: Box::new(core::Ours(channel.get().inner.clone())) }
+    #[pyo3(signature = (channel, size = None))]
+    fn channel(channel: &Bound<'_, Channel>, size: Option<usize>) -> Sectors {
+        let channel = channel.get().inner.clone();
+        let size = size.unwrap_or(channel.info().block_size_min as usize);
+        Sectors { inner: Box::new(core::Ours(channel, size)) }
+    }
+
+    #[staticmethod]
+    fn plain_copy(py: Python<'_>, length: u64) -> PyResult<Sectors> {
+        let inner = py.detach(|| core::PlainCopy::new(length)).map_err(to_py)?;
+        Ok(Sectors { inner: Box::new(inner) })
     }
 
     #[staticmethod]
@@ -54,15 +65,46 @@ impl Sectors {
     }
 }
 
+/// Bytes of a use in a trace: block, second, whether it writes, nothing.
+const USE_BYTES: usize = 16;
+
+/// Reads one use of a trace.
+///
+/// # Safety
+/// `place` has [`USE_BYTES`] bytes.
+unsafe fn use_at(place: *const u8) -> Use {
+    // SAFETY: the caller vouches for the bytes.
+    let bytes = unsafe { place.cast::<[u8; USE_BYTES]>().read_unaligned() };
+    let whole = u128::from_le_bytes(bytes);
+    Use { block: whole as u64, second: (whole >> 64) as u32, write: whole >> 96 != 0 }
+}
+
 /// The submodule `bench`.
 #[pymodule]
 pub mod bench {
     use pmemkit_core::bench::{Call, Plan};
+    use pmemkit_core::cache::simulate;
 
     use super::*;
 
     #[pymodule_export]
     use super::Sectors;
+
+    #[pyfunction]
+    #[pyo3(signature = (trace, slots, *, flush_age = None))]
+    fn cache_simulate(
+        py: Python<'_>,
+        trace: &Bound<'_, PyAny>,
+        slots: usize,
+        flush_age: Option<u32>,
+    ) -> PyResult<(u64, u64, u64)> {
+        let held = Held::new(trace, false)?;
+        let (address, count) = (held.address(), held.len() as usize / USE_BYTES);
+        // SAFETY: the buffer is held; each use is read from inside it.
+        let uses = (0..count).map(move |n| unsafe { use_at(address.get().add(n * USE_BYTES)) });
+        let found = py.detach(|| simulate(uses, slots, flush_age)).map_err(to_py)?;
+        Ok((found.requests, found.hits, found.blocks_written))
+    }
 
     #[pyfunction]
     #[pyo3(signature = (call, length, iterations, *, library=None, working_set=1 << 26))]

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyFrozenSet};
 
 use crate::buffer::{Bytes, Held};
+use crate::cache::{options, Cache};
 use crate::error::to_py;
 use crate::media::Medium;
 use crate::reader::PythonReader;
@@ -126,6 +127,16 @@ impl Channel {
         py.detach(|| self.inner.submit(&Request { op, at, len, flags, sg: &sg })).map_err(to_py)
     }
 
+    /// Bytes of a transfer, or as good as endless where it may wait for something slow: the GIL is
+    /// given up then, whatever the length.
+    fn weight(&self, op: Op, flags: Flags, len: u64) -> u64 {
+        if self.inner.blocks(op, flags) {
+            u64::MAX
+        } else {
+            len
+        }
+    }
+
     /// Refuses a read that cannot fit before memory for it is asked for.
     fn check(&self, at: u64, len: u64) -> PyResult<()> {
         pmemkit_core::media::check_range("read", at, len, self.inner.info().size).map_err(to_py)
@@ -202,13 +213,15 @@ impl Channel {
         let length = usize::try_from(length.0)?;
         PyBytes::new_with(py, length, |target| {
             let held = Held::borrowed(target);
-            run(py, held.len(), || self.transfer(Op::Read, offset.0, &held, Flags::empty()))
+            let weight = self.weight(Op::Read, Flags::empty(), held.len());
+            run(py, weight, || self.transfer(Op::Read, offset.0, &held, Flags::empty()))
         })
     }
 
     fn readinto(&self, py: Python<'_>, offset: Bytes, target: &Bound<'_, PyAny>) -> PyResult<u64> {
         let held = Held::new(target, true)?;
-        run(py, held.len(), || self.transfer(Op::Read, offset.0, &held, Flags::empty()))?;
+        let weight = self.weight(Op::Read, Flags::empty(), held.len());
+        run(py, weight, || self.transfer(Op::Read, offset.0, &held, Flags::empty()))?;
         Ok(held.len())
     }
 
@@ -222,9 +235,9 @@ impl Channel {
     ) -> PyResult<u64> {
         let held = Held::new(data, false)?;
         let (flags, len) = (flags_of(fua, false, false), held.len());
-        let waits = self.inner.blocks(Op::Write, flags);
-        let weight = if waits { u64::MAX } else { len };
-        run(py, weight, || self.transfer(Op::Write, offset.0, &held, flags))?;
+        run(py, self.weight(Op::Write, flags, len), || {
+            self.transfer(Op::Write, offset.0, &held, flags)
+        })?;
         Ok(len)
     }
 
@@ -290,7 +303,7 @@ pub mod block {
     use super::*;
 
     #[pymodule_export]
-    use super::{Channel, Device, Trace};
+    use super::{Cache, Channel, Device, Trace};
 
     #[pyfunction]
     #[pyo3(signature = (medium, *, read_only = false))]
@@ -312,6 +325,27 @@ pub mod block {
     #[pyfunction]
     fn noop(below: &Bound<'_, Device>) -> Device {
         below.get().layer(|next| Arc::new(core::Noop::new(next)))
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (
+        below, *, size, mode = "writeback", read_ahead = 32, dirty_background = 70,
+        dirty_most = 90, flush_age = Some(30.0), heed_pressure = true
+    ))]
+    #[allow(clippy::too_many_arguments)]
+    fn cache(
+        below: &Bound<'_, Device>,
+        size: u64,
+        mode: &str,
+        read_ahead: u64,
+        dirty_background: u32,
+        dirty_most: u32,
+        flush_age: Option<f64>,
+        heed_pressure: bool,
+    ) -> PyResult<Cache> {
+        let dirty = (dirty_background, dirty_most);
+        let options = options(mode, size, read_ahead, dirty, flush_age, heed_pressure)?;
+        Cache::over(below.py(), below.get(), options)
     }
 
     #[pyfunction]

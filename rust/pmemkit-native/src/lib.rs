@@ -6,6 +6,7 @@ mod bench;
 mod block;
 mod btt;
 mod buffer;
+mod cache;
 mod error;
 mod formats;
 mod media;

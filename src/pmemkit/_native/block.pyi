@@ -74,6 +74,43 @@ def bounce(below: Device) -> Device:
     """A layer that hides ``map``: transfers go through a buffer."""
 
 @final
+class Cache:
+    """A double buffer in RAM. Closing is dropping it and every channel of its device: that writes
+    back and flushes, and what fails then nobody hears; :meth:`drain` before does tell."""
+
+    @property
+    def device(self) -> Device:
+        """The stack with the cache on top."""
+
+    def drain(self) -> None:
+        """Writes back what is dirty and flushes the device below."""
+
+    def stats(self) -> dict[str, int]:
+        """Since it was made: ``read_hits read_misses write_hits write_misses evictions``, what went
+        to media (``blocks_written bytes_written writes``) and came from there (``blocks_read reads
+        blocks_ahead``), ``bypassed`` pieces of requests; now: ``blocks dirty memory`` (bytes)."""
+
+    def validate(self) -> list[str]:
+        """Walks everything; what is wrong, in sentences. Nobody may use the device meanwhile."""
+
+def cache(
+    below: Device,
+    *,
+    size: int,
+    mode: str = "writeback",
+    read_ahead: int = 32,
+    dirty_background: int = 70,
+    dirty_most: int = 90,
+    flush_age: float | None = 30.0,
+    heed_pressure: bool = True,
+) -> Cache:
+    """A cache of ``size`` bytes in blocks of 4096 over a device whose unit divides that. ``mode`` is
+    ``writeback`` or ``writethrough``. ``read_ahead`` is in blocks. The flusher begins when
+    ``dirty_background`` percent of the blocks are dirty, and who writes helps from ``dirty_most``
+    on; no block stays dirty longer than ``flush_age`` seconds. Two caches over one device do not
+    see each other's writes."""
+
+@final
 class Trace:
     """What a trace layer saw, at most ``capacity`` entries, oldest first."""
 

@@ -7,6 +7,7 @@
 //!
 //! What this does not do: take turns between the two sides, judge the result, run inside CI.
 
+mod blocks;
 mod sectors;
 
 use std::ffi::{c_void, CStr, CString};
@@ -16,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::media::{Granularity, Mapped, Medium, Store};
 use crate::sg::Segment;
 
+pub use blocks::PlainCopy;
 pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};
 
 /// Batches of a measurement; the median of their times is the result.

@@ -88,16 +88,16 @@ fn one_thread(
     result.map(|()| spent / iterations as f64)
 }
 
-/// A channel of a device of ours.
-pub struct Ours(pub Channel);
+/// A channel of a device of ours, used so many bytes at a time.
+pub struct Ours(pub Channel, pub usize);
 
 impl Sectors for Ours {
     fn count(&self) -> u64 {
-        self.0.info().size / u64::from(self.0.info().block_size_min)
+        self.0.info().size / self.1 as u64
     }
 
     fn size(&self) -> usize {
-        self.0.info().block_size_min as usize
+        self.1
     }
 
     fn read(&self, sector: u64, target: &mut [u8]) -> Result<()> {

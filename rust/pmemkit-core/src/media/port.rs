@@ -397,6 +397,20 @@ impl Port {
     }
 }
 
+/// Says that a line will be loaded soon. Only a hint: any address will do.
+#[inline(always)]
+pub fn hint_load(address: *const u8) {
+    arch::hint_load(address);
+}
+
+/// Says that these bytes will be stored to soon. Only a hint: any range will do.
+#[inline(always)]
+pub fn hint_store(address: *const u8, len: usize) {
+    for line in (0..len).step_by(CACHELINE_SIZE as usize) {
+        arch::hint_store(address.wrapping_add(line));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

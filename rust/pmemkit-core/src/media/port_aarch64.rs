@@ -88,6 +88,14 @@ pub fn fence() {
     unsafe { pmemkit_fence() }
 }
 
+/// No hint is given here.
+#[inline(always)]
+pub fn hint_load(_address: *const u8) {}
+
+/// No hint is given here.
+#[inline(always)]
+pub fn hint_store(_address: *const u8) {}
+
 /// Where a faulted leaf routine goes on.
 pub fn landing() -> usize {
     &raw const pmemkit_landing as usize

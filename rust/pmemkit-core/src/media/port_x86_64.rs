@@ -11,7 +11,9 @@
 //!
 //! The landing pad with `vzeroupper` is for CPUs with AVX only: elsewhere it is no instruction.
 
-use std::arch::x86_64::{__cpuid, __cpuid_count, _mm_sfence};
+use std::arch::x86_64::{
+    __cpuid, __cpuid_count, _mm_prefetch, _mm_sfence, _MM_HINT_ET0, _MM_HINT_T0,
+};
 use std::arch::{global_asm, is_x86_feature_detected};
 use std::ffi::c_void;
 
@@ -342,6 +344,20 @@ pub unsafe fn store_u64(address: *mut u8, value: u64) -> Outcome {
 pub fn fence() {
     // SAFETY: sfence is part of SSE, which every x86-64 CPU has; it touches no memory.
     unsafe { _mm_sfence() }
+}
+
+/// Brings a line near that will be loaded.
+#[inline(always)]
+pub fn hint_load(address: *const u8) {
+    // SAFETY: a prefetch touches nothing, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+}
+
+/// Brings a line near that will be stored to. CPUs without such a hint pass it over.
+#[inline(always)]
+pub fn hint_store(address: *const u8) {
+    // SAFETY: a prefetch touches nothing, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
 }
 
 /// Where a faulted leaf routine goes on, for this CPU. Asks the CPU: not for signal handlers.
