@@ -8,6 +8,7 @@ mod btt;
 mod buffer;
 mod error;
 mod formats;
+mod fuse;
 mod media;
 mod nbd;
 mod reader;
@@ -28,6 +29,8 @@ mod _native {
     use crate::btt::btt;
     #[pymodule_export]
     use crate::formats::formats;
+    #[pymodule_export]
+    use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
     #[pymodule_export]
