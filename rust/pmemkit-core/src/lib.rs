@@ -4,6 +4,9 @@
 //! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a socket, batched); [`formats`]
 //! are the structures on media. Each module opens with what it is, its invariants and what it does
 //! not do.
+//! of one shape), [`btt`] (atomic sectors), [`nbd`] (requests from a socket, batched), [`fuse`] (one
+//! file for the loop device); [`formats`] are the structures on media. Each module opens with what
+//! it is, its invariants and what it does not do.
 
 pub mod bench;
 pub mod block;
@@ -11,6 +14,7 @@ pub mod btt;
 pub mod cache;
 pub mod error;
 pub mod formats;
+pub mod fuse;
 pub mod media;
 pub mod nbd;
 mod place;

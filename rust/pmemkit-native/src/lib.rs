@@ -9,6 +9,7 @@ mod buffer;
 mod cache;
 mod error;
 mod formats;
+mod fuse;
 mod media;
 mod nbd;
 mod reader;
@@ -29,6 +30,8 @@ mod _native {
     use crate::btt::btt;
     #[pymodule_export]
     use crate::formats::formats;
+    #[pymodule_export]
+    use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
     #[pymodule_export]

@@ -9,6 +9,7 @@ Invariants:
 What this does not do: know what a program is for.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -40,6 +41,7 @@ PACKAGES: Final = {
     "mkfs.xfs": "xfsprogs",
     "mount": "mount",
     "umount": "mount",
+    "losetup": "mount",
     "modprobe": "kmod",
 }
 """The Debian package of each program that is used."""
@@ -70,23 +72,31 @@ def run_program(argv: Sequence[str], *, timeout_seconds: float = 60, given: byte
         raise NotSupported(missing(argv[0]), op=argv[0])
     environment = {"PATH": _PATH, "LC_ALL": "C", "HOME": "/"}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *argv[1:]],
-            input=given,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment,
-            timeout=timeout_seconds,
-            check=False,
         )
-    except subprocess.TimeoutExpired:
-        what = " ".join(argv[:2])
-        raise Busy(f"{what} had not ended after {timeout_seconds:g} seconds", op=argv[0]) from None
     except OSError as failure:
         message = f"{argv[0]} could not be started: {failure.strerror}"
         raise SystemFailure(message, errno=failure.errno, op=argv[0]) from failure
-    if done.returncode != 0:
-        raise _failure(argv, done.returncode, done.stderr or done.stdout)
-    return done.stdout
+    try:
+        printed, complained = process.communicate(given, timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # One that waits for a device cannot die yet; it is left to the kernel.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_GRACE_SECONDS)
+        what = " ".join(argv[:2])
+        raise Busy(f"{what} had not ended after {timeout_seconds:g} seconds", op=argv[0]) from None
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode != 0:
+        raise _failure(argv, process.returncode, complained or printed)
+    return printed
 
 
 def missing(program: str) -> str:

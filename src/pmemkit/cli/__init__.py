@@ -38,6 +38,8 @@ COMMANDS = {
     "read-infoblock": ("show_infoblock:run_read", "info blocks as JSON"),
     "write-infoblock": ("show_infoblock:run_write", "make a PFN or DAX info block"),
     "serve": ("serve_exports", "serve regions over NBD"),
+    "mount": ("mount_namespace", "a file system on a namespace, mounted (root)"),
+    "umount": ("umount_namespace", "unmount what mount mounted"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
     "bench": ("run_bench", "benchmarks against peers"),
 }
