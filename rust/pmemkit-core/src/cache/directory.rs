@@ -268,7 +268,7 @@ impl Directory {
 
     /// The block that goes next, if any may. What is `kept` stays and goes to the end of its queue.
     pub fn victim(&mut self, mut kept: impl FnMut(&Entry) -> bool) -> Option<u32> {
-        let main_most = self.slots() - self.small_most();
+        let main_most = self.slots().saturating_sub(self.small_most());
         // An entry is passed over once a use in each queue, and once more where it is kept.
         let turns = self.len() * (2 + usize::from(USES_MOST));
         for _ in 0..turns {
