@@ -3,6 +3,8 @@
 import os
 from typing import final
 
+from typing_extensions import Buffer
+
 from .block import Channel
 
 @final
@@ -10,8 +12,13 @@ class Sectors:
     """Sectors to be read and written at random by the loop that is the same for all of them."""
 
     @staticmethod
-    def channel(channel: Channel) -> Sectors:
-        """A device of ours."""
+    def channel(channel: Channel, size: int | None = None) -> Sectors:
+        """A device of ours, used ``size`` bytes at a time; by default in its smallest blocks."""
+
+    @staticmethod
+    def plain_copy(length: int) -> Sectors:
+        """Populated memory of the kind that a cache has: a read or write is one plain copy of 4096
+        bytes."""
 
     @staticmethod
     def floor(length: int, size: int) -> Sectors:
@@ -28,6 +35,12 @@ class Sectors:
 
     def ns(self, op: str, threads: int, iterations: int) -> float:
         """Nanoseconds of one ``read`` or ``write``, while so many threads each do ``iterations``."""
+
+def cache_simulate(
+    trace: Buffer, slots: int, *, flush_age: int | None = None
+) -> tuple[int, int, int]:
+    """Runs a trace through the cache's own replacement, without bytes: uses, hits, blocks written to
+    media. A use has 16 bytes, little-endian: block (8), second (4), nonzero for a write (4)."""
 
 def medium_ns(
     call: str,

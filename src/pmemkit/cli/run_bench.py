@@ -7,13 +7,14 @@ from pmemkit.cli._common import make_parser
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("nbd", "medium", "formats", "btt", "policy")
+SUITES = ("nbd", "medium", "formats", "btt", "cache", "policy")
 
 _EXAMPLES = """\
   pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
   pmem bench medium             copy and persist against libpmem
   pmem bench formats            namespaces on 1 TiB, check-namespace against NumPy
   pmem bench btt                sectors against libpmemblk and the floor
+  pmem bench cache              hits, hit ratios and media writes against LRU, ARC, S3-FIFO
   pmem bench policy             planning against parsing
   pmem bench nbd --help         options of a suite"""
 

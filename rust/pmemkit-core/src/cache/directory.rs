@@ -251,7 +251,9 @@ impl Directory {
 
     /// Puts a block that is not there into a slot that was lent.
     pub fn insert(&mut self, block: u64, slot: u32, fresh: Fresh) {
-        let known = self.ghost.recall(block);
+        // Until something has to go there is no need to wait for a second use.
+        let early = self.ghost.turn == 0 && self.small.len() >= self.small_most();
+        let known = self.ghost.recall(block) || early;
         let place = if known { Place::Main } else { Place::Small };
         debug_assert!(self.find(block).is_none(), "block {block} is in two slots");
         self.entries[slot as usize] = Entry { block, place, fresh, ..EMPTY };
@@ -260,10 +262,13 @@ impl Directory {
         self.index.insert(block, slot);
     }
 
+    fn small_most(&self) -> usize {
+        (self.slots() / SMALL_SHARE).max(1)
+    }
+
     /// The block that goes next, if any may. What is `kept` stays and goes to the end of its queue.
     pub fn victim(&mut self, mut kept: impl FnMut(&Entry) -> bool) -> Option<u32> {
-        let slots = self.slots();
-        let main_most = slots - (slots / SMALL_SHARE).max(1);
+        let main_most = self.slots().saturating_sub(self.small_most());
         // An entry is passed over once a use in each queue, and once more where it is kept.
         let turns = self.len() * (2 + usize::from(USES_MOST));
         for _ in 0..turns {
@@ -347,15 +352,13 @@ impl Directory {
         self.index.slots().map(|slot| self.entry(slot).block)
     }
 
-    /// Dirty blocks among those that go next: `first` and at most `most` behind it in its queue.
-    pub fn dirty_behind(&self, first: u32, most: usize) -> Vec<u64> {
-        let queue = match self.entry(first).place {
-            Place::Small => &self.small,
-            _ => &self.main,
-        };
-        let behind = std::iter::successors(Some(first), |slot| queue.newer(&self.links, *slot));
-        let entries = behind.take(most).map(|slot| self.entry(slot));
-        entries.filter(|entry| entry.dirty != 0).map(|entry| entry.block).collect()
+    /// Dirty blocks that go next as things stand, `most` at most, in no order. Gives up after a
+    /// while where they are rare.
+    pub fn coldest_dirty(&self, most: usize) -> impl Iterator<Item = u64> + '_ {
+        let small = self.small.iter(&self.links).filter(|slot| self.entry(*slot).uses < PROMOTE);
+        let main = self.main.iter(&self.links).filter(|slot| self.entry(*slot).uses == 0);
+        let entries = small.chain(main).take(64 + 16 * most).map(|slot| self.entry(slot));
+        entries.filter(|entry| entry.dirty != 0).map(|entry| entry.block).take(most)
     }
 
     /// Walks everything; gives what is wrong, in sentences.

@@ -444,7 +444,7 @@ impl Engine {
             self.call_flusher();
         }
         if dirty * 100 > most * u64::from(self.options.dirty_most) {
-            let oldest = self.oldest_dirty(32, None);
+            let oldest = self.some_dirty(32, None);
             return self.clean(&oldest, false, Flags::empty());
         }
         Ok(())

@@ -83,7 +83,7 @@ impl Engine {
         let share = u64::from(self.options.dirty_background);
         let most = self.budget.most / BLOCK as u64 * share / 100;
         while self.dirty.load(Ordering::Relaxed) > most && !self.stopping() {
-            if !self.clean_some(&self.oldest_dirty(ROUND, None)) {
+            if !self.clean_some(&self.some_dirty(ROUND, None)) {
                 return;
             }
         }
@@ -91,7 +91,7 @@ impl Engine {
         let tenths = u32::try_from(age.as_millis() / 100).unwrap_or(u32::MAX);
         let Some(until) = self.now().checked_sub(tenths) else { return };
         while !self.stopping() {
-            let old = self.oldest_dirty(ROUND, Some(until));
+            let old = self.some_dirty(ROUND, Some(until));
             if old.is_empty() || !self.clean_some(&old) {
                 return;
             }

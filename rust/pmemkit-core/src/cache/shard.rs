@@ -19,7 +19,7 @@ use super::Plant;
 use crate::media::port;
 
 /// Dirty blocks that are written back together to make room for one.
-const CLEANED_TOGETHER: usize = 32;
+const CLEANED_TOGETHER: usize = 4;
 
 /// What a shard counted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,9 +114,11 @@ impl Shard {
         });
         let Some(victim) = victim else { return Room::None };
         if self.directory.entry(victim).dirty != 0 && self.plant != Plant::EvictionDropsDirty {
-            let most = CLEANED_TOGETHER.min(self.directory.slots() / 8).max(1);
-            let mut blocks = self.directory.dirty_behind(victim, most);
+            let mut blocks = vec![self.directory.entry(victim).block];
+            let more = CLEANED_TOGETHER.min(self.directory.slots() / 64);
+            blocks.extend(self.directory.coldest_dirty(more));
             blocks.sort_unstable();
+            blocks.dedup();
             return Room::Clean(blocks);
         }
         self.directory.evict(victim);

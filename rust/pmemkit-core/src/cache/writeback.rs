@@ -178,16 +178,22 @@ impl Engine {
         blocks
     }
 
-    /// Dirty blocks that became so first, a share of `most` from each shard, in ascending order;
-    /// only those dirty since before `until`, where that is given.
-    pub(super) fn oldest_dirty(&self, most: usize, until: Option<u32>) -> Vec<u64> {
+    /// Dirty blocks, a share of `most` from each shard, in ascending order: those that have been
+    /// so since before `until`, or without it those that go next.
+    pub(super) fn some_dirty(&self, most: usize, until: Option<u32>) -> Vec<u64> {
         let share = most.div_ceil(self.cells.len());
         let mut blocks = Vec::new();
         for cell in &self.cells {
             let shard = cell.lock();
-            let old = |since: u32| until.is_none_or(|until| since <= until);
-            let oldest = shard.directory.dirty().take(share).filter(|(_, since)| old(*since));
-            blocks.extend(oldest.map(|(block, _)| block));
+            let before = blocks.len();
+            if until.is_none() {
+                blocks.extend(shard.directory.coldest_dirty(share));
+            }
+            if blocks.len() == before {
+                let old = |since: u32| until.is_none_or(|until| since <= until);
+                let oldest = shard.directory.dirty().take(share).filter(|(_, since)| old(*since));
+                blocks.extend(oldest.map(|(block, _)| block));
+            }
         }
         blocks.sort_unstable();
         blocks
