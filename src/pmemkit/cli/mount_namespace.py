@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     from pmemkit.serve.mounting import Wanted, check_machine
 
     wanted = Wanted(
-        namespace=options.namespace,
+        namespace=_absolute(options.namespace),
         directory=os.path.realpath(options.directory),
         mkfs=options.mkfs,
         force=options.force,
@@ -66,6 +66,13 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     _announce(_in_background(wanted, options), options)
     return 0
+
+
+def _absolute(namespace: str) -> str:
+    """As somebody in another directory would name it."""
+    from pmemkit.media.provider import memory_spec
+
+    return namespace if memory_spec(namespace) is not None else os.path.abspath(namespace)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The server of ``pmem mount``: puts up the chain from a device to a mounted file system, and stays.
+"""The server of ``pmem mount``: a chain from a device to a mounted file system, kept up.
 
     device ── FUSE file ── loop device, direct I/O ── file system ── mount point
 

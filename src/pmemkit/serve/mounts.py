@@ -290,12 +290,12 @@ def _wait(done: Callable[[], bool], seconds: float) -> bool:
 def dismantle(record: Mounted) -> None:
     """Takes down all that there is of a mount, lazily where it is in use. The record stays."""
     for loop in loops_of(record.fuse_file):
-        free = all([_umount_somehow(point) for point in mount_points(loop)[::-1]])
+        lazily = [point for point in mount_points(loop)[::-1] if not _umount_somehow(point)]
         with contextlib.suppress(SystemFailure):
             release_loop(loop)
-        if free:
+        if not lazily:
             # Somebody may be looking at it for a moment, as udev does.
-            _wait(lambda loop=loop: loop not in loops_of(record.fuse_file), _DETACH_SECONDS)
+            _wait(lambda: not loops_of(record.fuse_file), _DETACH_SECONDS)
     place = str(record.fuse_directory)
     while device_at(place) is not None:
         _umount_somehow(place)
