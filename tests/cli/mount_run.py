@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli_run import PATIENCE_SECONDS, PMEM, environment, pmem
+from cli_run import PATIENCE_SECONDS, PMEM, call, environment, pmem
 
 import pmemkit
 
@@ -31,14 +31,17 @@ def why_not():
 class Place:
     """A directory with an image, a mount point, and records of its own."""
 
-    def __init__(self, path):
+    def __init__(self, path, monkeypatch):
         self.path = path
         self.image = path / "disk.img"
         self.target = path / "target"
         self.target.mkdir()
-        self.env = {"PMEMKIT_RUNTIME_DIR": str(path / "run")}
+        self.runtime = path / "run"
+        self.env = {"PMEMKIT_RUNTIME_DIR": str(self.runtime)}
+        for name, value in self.env.items():
+            monkeypatch.setenv(name, value)
 
-    def make_image(self, mode, size_mib=400):
+    def make_image(self, mode, size_mib=32):
         """An image as ``pmem mount`` takes it: ``raw``, or ``sector-512`` and such."""
         if mode == "raw":
             pmemkit.open(self.image, create_size=size_mib * MIB).close()
@@ -49,7 +52,9 @@ class Place:
         return f"{self.image}:namespace0.0"
 
     def pmem(self, *words):
-        return pmem(*words, env=self.env)
+        """Runs a command; one that leaves a server behind in a process of its own."""
+        stays = words[0] == "mount" and "--list" not in words
+        return pmem(*words, env=self.env) if stays else call(*words)
 
     def done(self, *words):
         done = self.pmem(*words)
@@ -78,7 +83,7 @@ class Place:
 
     def leftovers(self):
         """What is left of mounts of this place: records, mounts, loop devices, servers."""
-        found = [str(each) for each in (self.path / "run" / "mounts").glob("*")]
+        found = [str(each) for each in (self.runtime / "mounts").glob("*")]
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             found += [line] if str(self.path) in line else []
         for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -95,8 +100,9 @@ class Place:
 
     def clean_up(self):
         """For a test that failed: nothing of it is left to the next one."""
-        self.pmem("umount", "--all", "--force")
-        subprocess.run(["umount", "--lazy", self.target], capture_output=True, check=False)
+        if self.leftovers():
+            self.pmem("umount", "--all", "--force")
+            subprocess.run(["umount", "--lazy", self.target], capture_output=True, check=False)
 
 
 def wait_until(done):

@@ -45,7 +45,7 @@ layers, the first nearest the client, as NAME or NAME=OPTION=VALUE,OPTION=VALUE:
 
 def run(arguments: Sequence[str]) -> int:
     """Mounts, or lists what is mounted."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.list:
         return _list(options)
     if options.namespace is None or options.directory is None:
