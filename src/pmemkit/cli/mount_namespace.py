@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     check_machine(wanted)
     if options.foreground:
-        _serve(wanted, options, lambda record: _announce(record.record(), options), _complain)
+        _serve(wanted, options, lambda record: _announce(record.record(), options))
         return 0
     _announce(_in_background(wanted, options), options)
     return 0
@@ -139,7 +139,9 @@ def _anchored(layer: Layer) -> Layer:
     return replace(layer, options={**layer.options, "file": str(Path(file).absolute())})
 
 
-def _serve(wanted: "Wanted", options: argparse.Namespace, announce: Any, say: Any) -> None:
+def _serve(
+    wanted: "Wanted", options: argparse.Namespace, announce: "Callable[[Mounted], None]"
+) -> None:
     from pmemkit.serve.mounting import Stopped, serve_mount
 
     def open_device(stack: ExitStack) -> "BlockDevice":
@@ -149,7 +151,7 @@ def _serve(wanted: "Wanted", options: argparse.Namespace, announce: Any, say: An
         return device
 
     try:
-        serve_mount(wanted, open_device, announce, say)
+        serve_mount(wanted, open_device, announce, _complain)
     except Stopped:
         raise SystemFailure("stopped before it was mounted", errno=4, op="mount") from None
 
@@ -204,7 +206,7 @@ def _be_server(wanted: "Wanted", options: argparse.Namespace, sender: int) -> No
     try:
         reporter = _Reporter(sender)
         try:
-            _serve(wanted, options, reporter.mounted, _complain)
+            _serve(wanted, options, reporter.mounted)
             code = 0
         except OSError as failure:
             code = getattr(failure, "exit_code", SystemFailure.exit_code)
