@@ -54,7 +54,12 @@ def fill(directory, seed):
 
 @pytest.mark.parametrize(
     ("filesystem", "mode"),
-    [("ext4", "raw"), ("xfs", "raw"), ("ext4", "sector-512"), ("xfs", "sector-4096")],
+    [
+        ("ext4", "raw"),
+        ("xfs", "sector-4096"),
+        pytest.param("ext4", "sector-512", marks=pytest.mark.soak),
+        pytest.param("xfs", "raw", marks=pytest.mark.soak),
+    ],
 )
 def test_what_is_written_is_there_after_a_remount(place, filesystem, mode):
     namespace = place.make_image(mode, 320 if filesystem == "xfs" else 64)

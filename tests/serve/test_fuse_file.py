@@ -70,7 +70,7 @@ def fallocate(fd, mode, offset, length):
 
 
 def test_it_is_one_file_of_the_devices_size(served):
-    assert os.listdir(served.directory) == ["disk"]
+    assert [each.name for each in served.directory.iterdir()] == ["disk"]
     status = served.file.stat()
     assert (status.st_size, status.st_mode & 0o777, status.st_nlink) == (SIZE, 0o600, 1)
     space = os.statvfs(served.directory)

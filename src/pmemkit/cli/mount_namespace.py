@@ -72,7 +72,7 @@ def _absolute(namespace: str) -> str:
     """As somebody in another directory would name it."""
     from pmemkit.media.provider import memory_spec
 
-    return namespace if memory_spec(namespace) is not None else os.path.abspath(namespace)
+    return namespace if memory_spec(namespace) is not None else str(Path(namespace).absolute())
 
 
 def _parser() -> argparse.ArgumentParser:
