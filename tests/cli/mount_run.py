@@ -128,13 +128,19 @@ def run(*words, check=True, **options):
 
 @contextmanager
 def contents(place, namespace):
-    """The bytes of the block device in a plain, sparse file."""
-    file = place.path / "contents"
-    try:
-        place.done("copy", namespace, file)
-        yield file
-    finally:
-        file.unlink(missing_ok=True)
+    """The bytes of the block device, as a file."""
+    from pmemkit.serve.fuse_export import FuseExport
+
+    directory = place.path / "contents"
+    directory.mkdir()
+    with pmemkit.open(namespace, read_only=True) as region, region.device() as device:
+        export = FuseExport(device, directory, "device")
+        try:
+            yield export.file
+        finally:
+            run("umount", directory)
+            assert export.join(PATIENCE_SECONDS)
+            directory.rmdir()
 
 
 def require_clean(place, namespace, filesystem):
