@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ layers, the first nearest the client, as NAME or NAME=OPTION=VALUE,OPTION=VALUE:
 
 def run(arguments: Sequence[str]) -> int:
     """Mounts, or lists what is mounted."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if options.list:
         return _list(options)
     if options.namespace is None or options.directory is None:
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     from pmemkit.serve.mounting import Wanted, check_machine
 
     wanted = Wanted(
-        namespace=options.namespace,
+        namespace=_absolute(options.namespace),
         directory=os.path.realpath(options.directory),
         mkfs=options.mkfs,
         force=options.force,
@@ -62,10 +62,17 @@ def run(arguments: Sequence[str]) -> int:
     )
     check_machine(wanted)
     if options.foreground:
-        _serve(wanted, options, lambda record: _announce(record.record(), options), _complain)
+        _serve(wanted, options, lambda record: _announce(record.record(), options))
         return 0
     _announce(_in_background(wanted, options), options)
     return 0
+
+
+def _absolute(namespace: str) -> str:
+    """As somebody in another directory would name it."""
+    from pmemkit.media.provider import memory_spec
+
+    return namespace if memory_spec(namespace) is not None else str(Path(namespace).absolute())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,7 +139,9 @@ def _anchored(layer: Layer) -> Layer:
     return replace(layer, options={**layer.options, "file": str(Path(file).absolute())})
 
 
-def _serve(wanted: "Wanted", options: argparse.Namespace, announce: Any, say: Any) -> None:
+def _serve(
+    wanted: "Wanted", options: argparse.Namespace, announce: "Callable[[Mounted], None]"
+) -> None:
     from pmemkit.serve.mounting import Stopped, serve_mount
 
     def open_device(stack: ExitStack) -> "BlockDevice":
@@ -142,7 +151,7 @@ def _serve(wanted: "Wanted", options: argparse.Namespace, announce: Any, say: An
         return device
 
     try:
-        serve_mount(wanted, open_device, announce, say)
+        serve_mount(wanted, open_device, announce, _complain)
     except Stopped:
         raise SystemFailure("stopped before it was mounted", errno=4, op="mount") from None
 
@@ -197,7 +206,7 @@ def _be_server(wanted: "Wanted", options: argparse.Namespace, sender: int) -> No
     try:
         reporter = _Reporter(sender)
         try:
-            _serve(wanted, options, reporter.mounted, _complain)
+            _serve(wanted, options, reporter.mounted)
             code = 0
         except OSError as failure:
             code = getattr(failure, "exit_code", SystemFailure.exit_code)

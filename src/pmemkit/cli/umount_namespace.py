@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         help="kill a server that does not answer; what programs had not synced is lost",
     )
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     from pmemkit.serve.mounts import records, require_known, unmount
 
     if bool(options.directories) == options.all:

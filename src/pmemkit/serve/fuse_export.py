@@ -1,6 +1,7 @@
 """A device as one file of a FUSE mount, served by threads of this process.
 
-What this does not do: unmount (:mod:`pmemkit.serve.mounts` does, also for a server that was killed).
+What this does not do: unmount. :mod:`pmemkit.serve.mounts` does, also for a server that was
+killed.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""The server of ``pmem mount``: puts up the chain from a device to a mounted file system, and stays.
+"""The server of ``pmem mount``: a chain from a device to a mounted file system, kept up.
 
     device ── FUSE file ── loop device, direct I/O ── file system ── mount point
 
@@ -146,7 +146,6 @@ class _Server:
         self._wanted = wanted
         self._device = device
         self._export: FuseExport | None = None
-        self._mounted = False
 
     def set_up(self, found: Signature | None) -> None:
         """FUSE file, loop device, file system; the record says how far it came."""
@@ -165,8 +164,8 @@ class _Server:
         # From here on it goes with its last user.
         mounts.release_loop(loop)
         filesystem = wanted.mkfs or (found.name if found is not None else None)
-        self.record = record.save(filesystem=filesystem, made=wanted.mkfs is not None)
-        self._mounted = True
+        made = wanted.mkfs is not None
+        self.record = record.save(filesystem=filesystem, made=made, mounted=True)
 
     def _mount(self, loop: str, found: Signature | None) -> None:
         wanted = self._wanted
@@ -210,7 +209,7 @@ class _Server:
                 text = "cut while it was in use: what programs had not synced is lost"
                 raise Busy(text, op="umount", path=self.record.directory)
         except PmemError as failure:
-            if self._mounted:
+            if self.record.mounted:
                 self.record.save_failure(failure)
             else:
                 self.record.remove()

@@ -58,6 +58,8 @@ __all__ = [
 PROGRAM_SECONDS = 60.0
 """How long ``mount``, ``umount`` or ``losetup`` may take."""
 _DETACH_SECONDS = 10.0
+_LAZY_SECONDS = 0.3
+"""How long an unused file system may take to go before it counts as used."""
 _POLL_SECONDS = 0.01
 _STATE, _FAILURE, _DISK = "state.json", "failure.json", "disk"
 
@@ -77,6 +79,7 @@ class Mounted:
     sector_size: int = 512
     read_only: bool = False
     made: bool = False
+    mounted: bool = False
 
     @property
     def fuse_directory(self) -> Path:
@@ -96,7 +99,8 @@ class Mounted:
     def record(self) -> dict[str, Any]:
         """What a user is told."""
         told = asdict(self) | {"fuse_file": self.fuse_file}
-        del told["started"], told["place"], told["name"]
+        for own in ("started", "place", "name", "mounted"):
+            del told[own]
         return told
 
     def claim(self) -> "Mounted":
@@ -290,12 +294,12 @@ def _wait(done: Callable[[], bool], seconds: float) -> bool:
 def dismantle(record: Mounted) -> None:
     """Takes down all that there is of a mount, lazily where it is in use. The record stays."""
     for loop in loops_of(record.fuse_file):
-        free = all([_umount_somehow(point) for point in mount_points(loop)[::-1]])
+        lazily = [point for point in mount_points(loop)[::-1] if not _umount_somehow(point)]
         with contextlib.suppress(SystemFailure):
             release_loop(loop)
-        if free:
+        if not lazily:
             # Somebody may be looking at it for a moment, as udev does.
-            _wait(lambda loop=loop: loop not in loops_of(record.fuse_file), _DETACH_SECONDS)
+            _wait(lambda: not loops_of(record.fuse_file), _DETACH_SECONDS)
     place = str(record.fuse_directory)
     while device_at(place) is not None:
         _umount_somehow(place)
@@ -316,7 +320,7 @@ def unmount(
         _wait(lambda: not record.alive, seconds)
     if record.alive:
         _ask(record, lazily)
-        if not _wait(lambda: not record.alive, 1.0 if lazily else seconds):
+        if not _wait(lambda: not record.alive, _LAZY_SECONDS if lazily else seconds):
             if lazily:
                 return False
             raise _still(record, seconds)
@@ -330,11 +334,13 @@ def unmount(
 
 def _ask(record: Mounted, lazily: bool) -> None:
     """Unmounts the file system: with it goes the loop device, and with that the server."""
-    if record.loop is None or record.directory not in mount_points(record.loop):
-        # It is being mounted, or was unmounted by somebody else.
-        if not lazily:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(record.pid, signal.SIGTERM)
+    if not record.mounted:
+        # It is still being set up, and takes that down again.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+        return
+    if record.directory not in mount_points(record.loop):
+        # Somebody else unmounted it: the server is about to end, or waits for the last user.
         return
     if device_at(record.directory) != attribute_of(record.loop, "dev"):
         text = "something else is mounted on top of it"
@@ -350,11 +356,11 @@ def _ask(record: Mounted, lazily: bool) -> None:
 
 
 def _still(record: Mounted, seconds: float) -> Busy:
-    points = mount_points(record.loop) if record.loop else []
+    points = mount_points(record.loop)
     if points:
         text = f"it is mounted at {', '.join(points)}, too"
     else:
-        text = f"process {record.pid} has not ended after {seconds:g} seconds; --force kills it"
+        text = f"process {record.pid} still serves it after {seconds:g} seconds; --force kills it"
     return Busy(text, op="umount", path=record.directory)
 
 

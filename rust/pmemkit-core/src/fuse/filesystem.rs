@@ -8,7 +8,8 @@
 //! 3. Each request is answered exactly once, with an errno where it failed.
 //! 4. A read goes from the device into the buffer that the reply is sent from.
 //!
-//! What this does not do: create, remove, rename, truncate, change attributes, tell holes from data.
+//! What this does not do: create, remove, rename, truncate, change attributes, tell holes from
+//! data.
 
 use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};

@@ -9,8 +9,8 @@
 //! 3. Memory that is allocated for a request is not won by writing a file system back that may be
 //!    waiting for that very request.
 //!
-//! What this does not do: unmount. Whoever mounted it knows when, and does it also for a server that
-//! was killed.
+//! What this does not do: unmount. Whoever mounted it knows when, and does it also for a server
+//! that was killed.
 
 use std::ffi::OsString;
 use std::path::Path;
