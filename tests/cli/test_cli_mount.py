@@ -20,6 +20,8 @@ from mount_run import (
     write_direct,
 )
 
+from pmemkit.errors import Busy
+
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
     pytest.mark.peer("mount", "losetup", "mkfs.ext4", "mkfs.xfs", "e2fsck", "xfs_repair"),
@@ -282,6 +284,26 @@ def test_interrupted_while_it_is_set_up(place):
     assert (process.returncode, out) == (130, "")
     assert error == "pmem mount: interrupted\n"
     assert not place.leftovers()
+
+
+def test_a_process_of_the_same_number_is_left_alone(place):
+    from pmemkit.serve import mounts
+
+    target = str(place.target)
+    record = mounts.Mounted(
+        directory=target,
+        namespace="gone.img",
+        name="gone.img",
+        pid=os.getpid(),
+        started=(mounts.start_of(os.getpid()) or 0) + 1,
+        place=str(mounts.place_of(target)),
+        mounted=True,
+    ).claim()
+    assert not record.alive
+    with pytest.raises(Busy, match="its server died"):
+        record.claim()
+    place.umount("--force")
+    assert mounts.find(target) is None
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -32,9 +32,8 @@ from pmemkit.serve.mounts import Mounted
 from pmemkit.storage import BlockDevice
 from pmemkit.storage.signatures import Signature, identify
 
-__all__ = ["FILESYSTEMS", "Wanted", "check_machine", "serve_mount"]
+__all__ = ["Stopped", "Wanted", "check_machine", "serve_mount"]
 
-FILESYSTEMS = ("ext4", "xfs")
 _MKFS = {"ext4": (["mkfs.ext4", "-q"], "-F"), "xfs": (["mkfs.xfs", "-q"], "-f")}
 _MKFS_SECONDS = 600.0
 _MOUNT_SECONDS = 600.0

@@ -55,7 +55,7 @@ __all__ = [
     "unmount",
 ]
 
-PROGRAM_SECONDS = 60.0
+_PROGRAM_SECONDS = 60.0
 """How long ``mount``, ``umount`` or ``losetup`` may take."""
 _DETACH_SECONDS = 10.0
 _LAZY_SECONDS = 0.3
@@ -162,7 +162,7 @@ def failure_of(kind: str, message: str) -> PmemError:
 # --- records --------------------------------------------------------------------------------------
 
 
-def runtime_directory() -> Path:
+def _runtime_directory() -> Path:
     """Where the records are: a directory that root alone can enter, or change."""
     parent = Path(os.environ.get("PMEMKIT_RUNTIME_DIR", "/run/pmemkit"))
     place = parent / "mounts"
@@ -178,13 +178,13 @@ def runtime_directory() -> Path:
 
 def place_of(directory: str) -> Path:
     """The record of a mount point."""
-    return runtime_directory() / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    return _runtime_directory() / hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
 
 
 def records() -> list[Mounted]:
     """Every record, in the order of the mount points."""
     found = []
-    for place in runtime_directory().glob("[0-9a-f]*"):
+    for place in _runtime_directory().glob("[0-9a-f]*"):
         with contextlib.suppress(OSError, ValueError, TypeError):
             told = json.loads((place / _STATE).read_text(encoding="utf-8"))
             found.append(Mounted(**told | {"place": str(place)}))
@@ -241,7 +241,7 @@ def device_at(directory: str) -> str | None:
     return next((device for device, point in _mount_table()[::-1] if point == directory), None)
 
 
-def loops_of(file: str) -> list[str]:
+def _loops_of(file: str) -> list[str]:
     """The loop devices over a file."""
     found = []
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -255,18 +255,18 @@ def attach_loop(file: str, *, sector_size: int, read_only: bool) -> str:
     """A new loop device with direct I/O over a file."""
     words = ["losetup", "--find", "--show", "--direct-io=on", f"--sector-size={sector_size}"]
     words += ["--read-only"] if read_only else []
-    return run_program([*words, "--", file], timeout_seconds=PROGRAM_SECONDS).decode().strip()
+    return run_program([*words, "--", file], timeout_seconds=_PROGRAM_SECONDS).decode().strip()
 
 
 def release_loop(loop: str) -> None:
     """Detaches a loop device: at once, or when its last user closes it."""
-    run_program(["losetup", "--detach", loop], timeout_seconds=PROGRAM_SECONDS)
+    run_program(["losetup", "--detach", loop], timeout_seconds=_PROGRAM_SECONDS)
 
 
 def umount(directory: str, *, lazily: bool = False) -> None:
     """Unmounts what is on top of a directory; :class:`Busy` while somebody uses it."""
     words = ["umount", "--no-canonicalize", *(["--lazy"] if lazily else []), "--", directory]
-    run_program(words, timeout_seconds=PROGRAM_SECONDS)
+    run_program(words, timeout_seconds=_PROGRAM_SECONDS)
 
 
 def _umount_somehow(directory: str) -> bool:
@@ -293,13 +293,13 @@ def _wait(done: Callable[[], bool], seconds: float) -> bool:
 
 def dismantle(record: Mounted) -> None:
     """Takes down all that there is of a mount, lazily where it is in use. The record stays."""
-    for loop in loops_of(record.fuse_file):
+    for loop in _loops_of(record.fuse_file):
         lazily = [point for point in mount_points(loop)[::-1] if not _umount_somehow(point)]
         with contextlib.suppress(SystemFailure):
             release_loop(loop)
         if not lazily:
             # Somebody may be looking at it for a moment, as udev does.
-            _wait(lambda: not loops_of(record.fuse_file), _DETACH_SECONDS)
+            _wait(lambda: not _loops_of(record.fuse_file), _DETACH_SECONDS)
     place = str(record.fuse_directory)
     while device_at(place) is not None:
         _umount_somehow(place)
@@ -348,7 +348,7 @@ def _ask(record: Mounted, lazily: bool) -> None:
     try:
         umount(record.directory, lazily=lazily)
     except Busy as refusal:
-        users = users_of(record.directory)
+        users = _users_of(record.directory)
         if users:
             text = f"in use by {', '.join(users)}"
             raise Busy(text, op="umount", path=record.directory) from refusal
@@ -364,7 +364,7 @@ def _still(record: Mounted, seconds: float) -> Busy:
     return Busy(text, op="umount", path=record.directory)
 
 
-def users_of(directory: str, limit: int = 3) -> list[str]:
+def _users_of(directory: str, limit: int = 3) -> list[str]:
     """Some processes that have something open below a directory, or work there."""
     found: list[str] = []
     for process in Path("/proc").glob("[0-9]*"):
