@@ -1,9 +1,8 @@
 """The cache over devices of both modes: the conformance suite, failures below, memory, threads."""
 
-import pytest
+from test_conformance import Native, Sectors
 
 from pmemkit._native import block
-from test_conformance import Native, Sectors
 
 
 class Cached:

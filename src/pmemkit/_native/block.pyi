@@ -101,7 +101,7 @@ def cache(
     read_ahead: int = 32,
     dirty_background: int = 70,
     dirty_most: int = 90,
-    flush_age: float | None = 30.0,
+    flush_age: float | None = ...,
     heed_pressure: bool = True,
 ) -> Cache:
     """A cache of ``size`` bytes in blocks of 4096 over a device whose unit divides that. ``mode`` is

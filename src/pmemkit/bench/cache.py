@@ -13,6 +13,7 @@ What this does not do: take clients into account; suite ``nbd`` has them.
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections import OrderedDict
@@ -99,7 +100,7 @@ def _peer_hit_ratio(simulator: Any, name: str, trace: Any, slots: int) -> float:
 
 def _ratios(report: Report, options: Options, traces: dict[str, Any]) -> None:
     try:
-        import libcachesim
+        libcachesim = importlib.import_module("libcachesim")
     except ImportError as missing:
         print(f"left out: hit ratios: {missing} (pip install libcachesim)")
         return
@@ -120,8 +121,8 @@ def _ratios(report: Report, options: Options, traces: dict[str, Any]) -> None:
 
 
 def _lru_writes(trace: Any, slots: int, age: int | None) -> int:
-    """Blocks written by an LRU of reads and writes that writes back what it evicts and, each second,
-    what has been dirty for longer than ``age``; what is dirty at the end counts, too."""
+    """Blocks written by an LRU of reads and writes that writes back what it evicts and, each
+    second, what has been dirty for longer than ``age``; what is dirty at the end counts, too."""
     blocks: OrderedDict[int, None] = OrderedDict()
     dirty: OrderedDict[int, int] = OrderedDict()
     written = 0

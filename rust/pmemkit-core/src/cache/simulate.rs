@@ -1,5 +1,8 @@
 //! A cache without bytes: the same directory and shards, for hit ratios and media writes of traces.
 //!
+//! Invariants:
+//! 1. What is kept and what goes is decided by the code that the cache runs, not by a copy of it.
+//!
 //! What this does not do: time, read-ahead, concurrency; a victim that is dirty is written alone.
 
 use super::directory::{Directory, Fresh};

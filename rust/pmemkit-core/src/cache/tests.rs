@@ -149,7 +149,7 @@ fn flush(device: &dyn Device) -> Result<()> {
     ranged(device, Op::Flush, 0, 0)
 }
 
-// --- one thread -----------------------------------------------------------------------------------
+// --- one thread ----------------------------------------------------------------------------------
 
 #[test]
 fn it_writes_dirty_lines_only_neighbours_together_and_in_order() {
@@ -338,7 +338,7 @@ fn units_that_do_not_fit_are_refused_and_so_are_senseless_options() {
     }
 }
 
-// --- many threads ---------------------------------------------------------------------------------
+// --- many threads --------------------------------------------------------------------------------
 
 fn stamp(sector: u64, version: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
