@@ -75,7 +75,7 @@ pub struct Engine {
     pub(super) moved: Moved,
     pub(super) staging: Mutex<Vec<Staging>>,
     /// Lines that are written back together: those of the smallest unit below.
-    unit_lines: u32,
+    pub(super) unit_lines: u32,
     streams: Mutex<Streams>,
     started: Instant,
     /// Wakes the flusher; true asks it to end.
@@ -97,6 +97,22 @@ struct Piece {
     /// First byte in the block.
     skip: u64,
     len: u64,
+}
+
+/// Bytes of the device, from `at` to before `end`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    pub at: u64,
+    pub end: u64,
+}
+
+impl Range {
+    /// The lines of a block that it touches, in units of `unit` lines.
+    pub fn lines_in(self, block: u64, unit: u32) -> u16 {
+        let (first, behind) = (block * BYTES, (block + 1) * BYTES);
+        let (low, high) = (self.at.max(first), self.end.min(behind));
+        lines_of(low.saturating_sub(first), high.saturating_sub(low), unit)
+    }
 }
 
 impl Engine {
@@ -254,7 +270,7 @@ impl Engine {
                 Room::Clean(blocks) => {
                     drop((shard, pass));
                     // A failure is kept, and from then on nothing dirty is asked to leave.
-                    let _ = self.clean(&blocks, false, Flags::empty());
+                    let _ = self.clean(&blocks, false, None);
                 }
             }
         }
@@ -332,7 +348,8 @@ impl Engine {
         let fua = request.flags.contains(Flags::FUA);
         if fua || self.options.mode == Mode::WriteThrough {
             let blocks: Vec<u64> = (request.at / BYTES..end.div_ceil(BYTES)).collect();
-            return self.clean(&blocks, true, request.flags);
+            let durable = fua.then_some(Range { at: request.at, end });
+            return self.clean(&blocks, true, durable);
         }
         self.throttle()
     }
@@ -371,7 +388,7 @@ impl Engine {
                 Room::None => break,
                 Room::Clean(blocks) => {
                     drop(shard);
-                    self.clean(&blocks, false, Flags::empty())?;
+                    self.clean(&blocks, false, None)?;
                 }
             }
         }
@@ -444,8 +461,8 @@ impl Engine {
             self.call_flusher();
         }
         if dirty * 100 > most * u64::from(self.options.dirty_most) {
-            let oldest = self.some_dirty(32, None);
-            return self.clean(&oldest, false, Flags::empty());
+            let coldest = self.some_dirty(32, None);
+            return self.clean(&coldest, false, None);
         }
         Ok(())
     }

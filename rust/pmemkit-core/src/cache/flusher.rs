@@ -16,7 +16,6 @@ use std::time::Duration;
 use super::engine::Engine;
 use super::shard::Cell;
 use super::BLOCK;
-use crate::block::Flags;
 use crate::error::{Error, Kind, Result};
 
 /// The longest sleep between two looks at age and memory.
@@ -101,7 +100,7 @@ impl Engine {
     /// False when it is of no use to go on.
     fn clean_some(&self, blocks: &[u64]) -> bool {
         let before = self.moved.blocks_written.load(Ordering::Relaxed);
-        self.clean(blocks, false, Flags::empty()).is_ok()
+        self.clean(blocks, false, None).is_ok()
             && self.moved.blocks_written.load(Ordering::Relaxed) > before
     }
 
@@ -136,7 +135,7 @@ impl Engine {
         drop(shard);
         let mut blocks: Vec<u64> = last.into_iter().map(|(block, _)| block).collect();
         blocks.sort_unstable();
-        self.clean(&blocks, false, Flags::empty()).is_ok() && cell.lock().shrink(&self.budget)
+        self.clean(&blocks, false, None).is_ok() && cell.lock().shrink(&self.budget)
     }
 
     fn stopping(&self) -> bool {

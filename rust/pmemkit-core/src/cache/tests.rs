@@ -378,8 +378,8 @@ impl Choice {
 }
 
 impl Trial {
-    fn new(options: Options, threads: u64, wait: Duration) -> Trial {
-        let size = 48 * 4096 + 1024;
+    fn new(options: Options, threads: u64, wait: Duration, blocks: usize) -> Trial {
+        let size = blocks * 4096 + 1024;
         let below = Below::new(size, wait);
         let acknowledged = (0..size / SECTOR).map(|_| AtomicU64::new(0)).collect();
         let cache = Cache::new(below.clone(), options).unwrap();
@@ -503,7 +503,7 @@ fn steps() -> u64 {
 #[test]
 fn threads_on_the_same_blocks_read_nothing_old_or_torn() {
     for (number, options) in settings().into_iter().enumerate() {
-        let trial = Trial::new(options, 3, Duration::ZERO);
+        let trial = Trial::new(options, 3, Duration::ZERO, 48);
         trial.run(steps(), 7 + number as u64).unwrap();
     }
 }
@@ -511,7 +511,7 @@ fn threads_on_the_same_blocks_read_nothing_old_or_torn() {
 #[test]
 fn media_that_take_their_time_change_nothing() {
     for (number, options) in settings().into_iter().enumerate() {
-        let trial = Trial::new(options, 4, Duration::from_micros(20));
+        let trial = Trial::new(options, 4, Duration::from_micros(20), 48);
         trial.run(steps() / 12, 70 + number as u64).unwrap();
     }
 }
@@ -523,13 +523,13 @@ fn planted_mistakes_are_seen() {
             continue;
         }
         let seen = (0..60).any(|seed| {
-            let blocks = match plant {
-                Plant::FlushForgetsShard => 4096,
-                Plant::NoClaimInFill => 2,
-                _ => 6,
+            let (blocks, device) = match plant {
+                Plant::FlushForgetsShard => (4096, 48),
+                Plant::NoClaimInFill => (3, 5),
+                _ => (6, 48),
             };
-            let options = Options { plant, read_ahead: 4, ..quiet(blocks) };
-            let trial = Trial::new(options, 4, Duration::from_micros(30));
+            let options = Options { plant, ..quiet(blocks) };
+            let trial = Trial::new(options, 4, Duration::from_micros(30), device);
             trial.run(400, seed).is_err()
         });
         assert!(seen, "{plant:?}");

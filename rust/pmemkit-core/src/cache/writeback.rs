@@ -18,7 +18,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
 
-use super::engine::{count, Engine};
+use super::engine::{count, Engine, Range};
 use super::shard::Claim;
 use super::{Plant, BLOCK, LINE};
 use crate::block::{Extent, Flags, Op, Request};
@@ -52,11 +52,11 @@ enum Found {
 
 impl Engine {
     /// Writes back what is dirty of these blocks, which ascend. With `wait` all of it is on its
-    /// way or done by somebody else when this returns; without, claimed blocks are left out. With
-    /// FUA it is durable.
-    pub(super) fn clean(&self, blocks: &[u64], wait: bool, flags: Flags) -> Result<()> {
+    /// way or done by somebody else when this returns; without, claimed blocks are left out. Bytes
+    /// that are to be `durable` are so then: they are written with FUA, dirty or not, because
+    /// somebody else may have written them without.
+    pub(super) fn clean(&self, blocks: &[u64], wait: bool, durable: Option<Range>) -> Result<()> {
         self.check_failed()?;
-        let fua = flags & Flags::FUA;
         let _pass = self.pass();
         let mut staging = self.staging();
         let (mut next, mut missed) = (0, false);
@@ -67,18 +67,19 @@ impl Engine {
                     break;
                 }
                 // Who holds claims does not wait for others.
-                match self.copy(*block, wait && staging.held.is_empty(), &mut staging) {
+                let must = durable.map_or(0, |range| range.lines_in(*block, self.unit_lines));
+                match self.copy(*block, must, wait && staging.held.is_empty(), &mut staging) {
                     Found::Claimed if wait => break,
                     Found::Copied => {}
                     Found::Nothing | Found::Claimed => missed = true,
                 }
                 next += 1;
             }
-            result = self.write_staged(&mut staging, fua);
+            result = self.write_staged(&mut staging, durable.is_some());
         }
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
-        if missed && result.is_ok() && !fua.is_empty() && !self.planted(Plant::FuaForgotten) {
-            // Somebody else wrote it, perhaps without FUA.
+        if missed && result.is_ok() && durable.is_some() && !self.planted(Plant::FuaForgotten) {
+            // It left RAM again, or never came in.
             result = self.below(Op::Flush, 0, 0, Flags::empty(), &Sg::new());
         }
         result.map_err(|error| self.fail(error))
@@ -89,8 +90,8 @@ impl Engine {
         kept.unwrap_or_default()
     }
 
-    /// Claims a block and copies what is dirty of it.
-    fn copy(&self, block: u64, wait: bool, staging: &mut Staging) -> Found {
+    /// Claims a block and copies what is dirty of it, and the lines that `must` be written.
+    fn copy(&self, block: u64, must: u16, wait: bool, staging: &mut Staging) -> Found {
         let cell = self.cell(block);
         let mut shard = cell.lock();
         while shard.claimed(block) {
@@ -100,11 +101,12 @@ impl Engine {
             shard = cell.wait(shard);
         }
         let Some(slot) = shard.directory.find(block) else { return Found::Nothing };
-        let lines = shard.directory.entry(slot).dirty;
+        let dirty = shard.directory.entry(slot).dirty;
+        let lines = dirty | must;
         if lines == 0 {
             return Found::Nothing;
         }
-        if !self.planted(Plant::CleanAfterWriteBack) {
+        if dirty != 0 && !self.planted(Plant::CleanAfterWriteBack) {
             shard.directory.set_clean(slot);
             self.dirty.fetch_sub(1, Ordering::Relaxed);
         }
@@ -123,9 +125,10 @@ impl Engine {
     }
 
     /// Writes what was copied, and ends the claims whatever comes of it.
-    fn write_staged(&self, staging: &mut Staging, fua: Flags) -> Result<()> {
+    fn write_staged(&self, staging: &mut Staging, durable: bool) -> Result<()> {
         let (mut start, mut result) = (0, Ok(()));
-        let fua = if self.planted(Plant::FuaForgotten) { Flags::empty() } else { fua };
+        let with_fua = durable && !self.planted(Plant::FuaForgotten);
+        let fua = if with_fua { Flags::FUA } else { Flags::empty() };
         for (at, len) in &staging.runs {
             if result.is_ok() {
                 let bytes = &mut staging.bytes[start..start + len];
@@ -201,7 +204,7 @@ impl Engine {
 
     /// Makes every write that was acknowledged before durable.
     pub(super) fn flush(&self) -> Result<()> {
-        self.clean(&self.unsettled(0, u64::MAX), true, Flags::empty())?;
+        self.clean(&self.unsettled(0, u64::MAX), true, None)?;
         let result = self.below(Op::Flush, 0, 0, Flags::empty(), &Sg::new());
         result.map_err(|error| self.fail(error))
     }
