@@ -81,14 +81,23 @@ class Place:
     def listed(self):
         return json.loads(self.done("mount", "--list", "--json"))
 
+    def loops(self):
+        """The loop devices over files of this place."""
+        found = []
+        for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+            try:
+                file = entry.read_text().strip()
+            except OSError:
+                continue
+            found += [f"{entry.parts[3]}: {file}"] if str(self.path) in file else []
+        return found
+
     def leftovers(self):
         """What is left of mounts of this place: records, mounts, loop devices, servers."""
         found = [str(each) for each in (self.runtime / "mounts").glob("*")]
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             found += [line] if str(self.path) in line else []
-        for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-            file = entry.read_text().strip()
-            found += [f"{entry.parts[3]}: {file}"] if str(self.path) in file else []
+        found += self.loops()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 words = (process / "cmdline").read_bytes().split(b"\0")
