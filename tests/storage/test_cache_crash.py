@@ -80,7 +80,9 @@ class SectorOracle:
         channel, size = engine.device().channel(), self.arena.sector_size
         for sector, versions in self.allowed.items():
             found = channel.read(sector * size, size)
-            good = [stamp(sector, version, size) if version else bytes(size) for version in versions]
+            good = [
+                stamp(sector, version, size) if version else bytes(size) for version in versions
+            ]
             assert found in good, f"sector {sector}: {found[:16].hex()}, versions {versions}"
 
 

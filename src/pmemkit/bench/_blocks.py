@@ -1,7 +1,7 @@
 """Traces of block uses: a recorded one cut into blocks, and synthetic ones, as NumPy records.
 
-What this does not do: ship a trace. The recorded one is the CSV of libCacheSim's CloudPhysics sample
-(``version,time,op,size,lbn``, sectors of 512 bytes, op ``2a`` a write), found by whoever has it.
+What this does not do: ship a trace. The recorded one is the CSV of libCacheSim's CloudPhysics
+sample (``version,time,op,size,lbn``, sectors of 512 bytes, op ``2a`` a write).
 """
 
 import csv

@@ -120,8 +120,8 @@ def _ratios(report: Report, options: Options, traces: dict[str, Any]) -> None:
 
 
 def _lru_writes(trace: Any, slots: int, age: int | None) -> int:
-    """Blocks written by an LRU of reads and writes that writes back what it evicts and, each second,
-    what has been dirty for longer than ``age``; what is dirty at the end counts, too."""
+    """Blocks written by an LRU of reads and writes that writes back what it evicts and, each
+    second, what has been dirty for longer than ``age``; what is dirty at the end counts, too."""
     blocks: OrderedDict[int, None] = OrderedDict()
     dirty: OrderedDict[int, int] = OrderedDict()
     written = 0
