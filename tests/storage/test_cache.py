@@ -128,7 +128,6 @@ def test_slow_media_are_asked_once_for_what_many_want():
         found = list(pool.map(lambda _: channel.read(0, 4096), range(6)))
     assert found == [bytes(4096)] * 6
     assert [entry[0] for entry in sink.entries()] == ["read"]
-    assert "slow" not in cache.device.caps
 
 
 def test_writes_are_merged_and_in_order():

@@ -101,13 +101,14 @@ def cache(
     read_ahead: int = 32,
     dirty_background: int = 70,
     dirty_most: int = 90,
-    flush_age: float | None = 30.0,
+    flush_age: float | None = ...,
     heed_pressure: bool = True,
 ) -> Cache:
     """A cache of ``size`` bytes in blocks of 4096 over a device whose unit divides that. ``mode`` is
     ``writeback`` or ``writethrough``. ``read_ahead`` is in blocks. The flusher begins when
     ``dirty_background`` percent of the blocks are dirty, and who writes helps from ``dirty_most``
-    on; no block stays dirty longer than ``flush_age`` seconds. Two caches over one device do not
+    on; no block stays dirty longer than ``flush_age`` seconds
+    (30). Two caches over one device do not
     see each other's writes."""
 
 @final

@@ -187,7 +187,7 @@ impl Engine {
         self.next.submit(&Request { op, at, len, flags, sg })
     }
 
-    // --- reading ----------------------------------------------------------------------------------
+    // --- reading ---------------------------------------------------------------------------------
 
     pub(super) fn read(&self, request: &Request<'_>) -> Result<()> {
         let mut cursor = Cursor::new(request.sg);
@@ -331,7 +331,7 @@ impl Engine {
         Ok(())
     }
 
-    // --- writing ----------------------------------------------------------------------------------
+    // --- writing ---------------------------------------------------------------------------------
 
     pub(super) fn write(&self, request: &Request<'_>) -> Result<()> {
         self.check_failed()?;

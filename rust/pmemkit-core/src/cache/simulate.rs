@@ -1,5 +1,9 @@
 //! A cache without bytes: the same directory and shards, for hit ratios and media writes of traces.
 //!
+//! Invariants:
+//! 1. Blocks come and go by the directory's own decisions, shard by shard, as in a device.
+//! 2. Each block that is written to media is counted once, those dirty at the end included.
+//!
 //! What this does not do: time, read-ahead, concurrency; a victim that is dirty is written alone.
 
 use super::directory::{Directory, Fresh};

@@ -149,7 +149,7 @@ fn flush(device: &dyn Device) -> Result<()> {
     ranged(device, Op::Flush, 0, 0)
 }
 
-// --- one thread -----------------------------------------------------------------------------------
+// --- one thread ----------------------------------------------------------------------------------
 
 #[test]
 fn it_writes_dirty_lines_only_neighbours_together_and_in_order() {
@@ -338,7 +338,7 @@ fn units_that_do_not_fit_are_refused_and_so_are_senseless_options() {
     }
 }
 
-// --- many threads ---------------------------------------------------------------------------------
+// --- many threads --------------------------------------------------------------------------------
 
 fn stamp(sector: u64, version: u64) -> [u8; SECTOR] {
     let mut bytes = [0; SECTOR];
@@ -466,7 +466,7 @@ impl Trial {
             let threads: Vec<_> = (0..self.threads)
                 .map(|thread| scope.spawn(move || self.one_thread(thread, steps, seed)))
                 .collect();
-            let end = |_| Err(format!("a thread panicked with {:?}", self.cache.engine.options.plant));
+            let end = |_| Err("a thread panicked".to_owned());
             let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(end));
             ended.collect::<Vec<_>>()
         });

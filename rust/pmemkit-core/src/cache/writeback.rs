@@ -209,7 +209,7 @@ impl Engine {
         result.map_err(|error| self.fail(error))
     }
 
-    // --- zero, discard, extents -------------------------------------------------------------------
+    // --- zero, discard, extents ------------------------------------------------------------------
 
     /// The whole blocks of a range: the first one and the one behind the last.
     fn whole_blocks(&self, request: &Request<'_>) -> (u64, u64) {
