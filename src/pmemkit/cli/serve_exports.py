@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from pmemkit.cli._common import add_open_options, make_parser, print_json, size, typed
 from pmemkit.errors import InvalidArgument, SystemFailure
+from pmemkit.storage.caching import CACHE_MODES, describe
 from pmemkit.storage.layers import Layer, layer_help, parse_layer
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
     from pmemkit.serve import Event, Export, Listener
+    from pmemkit.storage import BlockDevice
 
 __all__ = ["default_image", "default_socket", "run"]
 
@@ -35,6 +37,7 @@ _EXAMPLES = """\
   pmem serve disk.img:namespace0.0 --read-only --backup-info-block
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
+  pmem serve disk.img --cache writeback --cache-size 256M
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
 
 _NOTES = """\
@@ -110,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--size", type=size, help="of memory and of a new default image (1G)")
     exporting.add_argument(
         "--layer", metavar="LAYER", type=typed(parse_layer), action="append", default=[]
+    )
+    exporting.add_argument(
+        "--cache",
+        choices=CACHE_MODES,
+        default="off",
+        help="a double buffer in RAM for each export (%(default)s); for clients without a cache of "
+        "their own, and to spare the media writes",
+    )
+    exporting.add_argument(
+        "--cache-size", type=size, metavar="SIZE", help="of each (an eighth of the free memory)"
     )
     add_open_options(exporting)
     transmission = parser.add_argument_group("transmission")
@@ -187,7 +200,15 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
             )
         )
         read_only = options.read_only
-        device = stack.enter_context(region.device(layers=layers, read_only=read_only))
+        device = region.device(
+            layers=layers,
+            read_only=read_only,
+            cache=options.cache,
+            cache_size=options.cache_size,
+        )
+        if options.verbose:
+            stack.callback(_say_cache, name, device)
+        stack.enter_context(device)
         if region.read_only_because is not None and not read_only:
             _say(f"export {name!r} is read-only: {region.read_only_because}")
         exports.append(Export(name, device, options.description, read_only))
@@ -280,6 +301,12 @@ def _print_event(event: "Event") -> None:
     if event.reason is not None:
         what += f": {event.reason}"
     _say(what)
+
+
+def _say_cache(name: str, device: "BlockDevice") -> None:
+    stats = device.cache_stats
+    if stats is not None:
+        _say(f"export {name!r}: cache: {describe(stats)}")
 
 
 def _say(text: str) -> None:

@@ -93,6 +93,7 @@ def serve_mount(
         server = _Server(wanted, device, _record(wanted, device).claim())
         try:
             server.set_up(found)
+            server.listen()
             announce(server.record)
             server.wait(say)
         finally:
@@ -145,6 +146,7 @@ class _Server:
         self._wanted = wanted
         self._device = device
         self._export: FuseExport | None = None
+        self._events: queue.SimpleQueue[Literal["unused", "stop"]] = queue.SimpleQueue()
 
     def set_up(self, found: Signature | None) -> None:
         """FUSE file, loop device, file system; the record says how far it came."""
@@ -178,15 +180,17 @@ class _Server:
                 failure.message += "; no file system is known to be there, --mkfs ext4 makes one"
             raise
 
+    def listen(self) -> None:
+        """From now on a signal is an event: before anybody hears that it is mounted."""
+        assert self._export is not None
+        _on_stop(lambda *_: self._events.put("stop"))
+        self._export.when_unused(lambda: self._events.put("unused"))
+
     def wait(self, say: Callable[[str], None]) -> None:
         """Until nobody has the FUSE file open. Told to stop, it unmounts; a second time, it
         goes."""
-        assert self._export is not None
-        events: queue.SimpleQueue[Literal["unused", "stop"]] = queue.SimpleQueue()
-        _on_stop(lambda *_: events.put("stop"))
-        self._export.when_unused(lambda: events.put("unused"))
         stops = 0
-        while events.get() != "unused":
+        while self._events.get() != "unused":
             stops += 1
             if stops > 1:
                 return

@@ -12,7 +12,9 @@ Invariants:
    whole, one after the other among the callers of one object; who writes the same sector through
    another object or a server at that moment may lose.
 
-What this does not do: buffer, cache; mode ``raw`` promises 8 bytes, mode ``sector`` sectors.
+6. Over a cache, close writes back and flushes, and says what fails.
+
+What this does not do: buffer; mode ``raw`` promises 8 bytes, mode ``sector`` sectors.
 """
 
 import sys
@@ -28,7 +30,7 @@ from pmemkit.storage.layers import Layer
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from pmemkit._native.block import Channel, Device, Trace
+    from pmemkit._native.block import Cache, Channel, Device, Trace
 
 __all__ = ["BlockDevice", "Extent"]
 
@@ -52,8 +54,11 @@ class BlockDevice:
         layers: Sequence[Layer] = (),
         read_only: bool = False,
         read_only_because: str | None = None,
+        cache: "Cache | None" = None,
     ) -> None:
-        """``layers``: the first is nearest the client."""
+        """``layers``: the first is nearest the client. ``cache``: the one below them all."""
+        self._cache = cache
+        self._last_stats: dict[str, int] | None = None
         self._path = path
         self._read_only = read_only
         self._read_only_because = read_only_because
@@ -114,6 +119,12 @@ class BlockDevice:
     def traces(self) -> "tuple[Trace, ...]":
         """What its trace layers saw, the one nearest the media first."""
         return tuple(sink for _, sink in self._traces)
+
+    @property
+    def cache_stats(self) -> dict[str, int] | None:
+        """What its region's cache did and holds, if there is one: see ``Cache.stats`` of the core.
+        After :meth:`close` it is what it was then."""
+        return self._last_stats if self._cache is None else self._cache.stats()
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``."""
@@ -226,12 +237,20 @@ class BlockDevice:
         return self._stack("channel").channel(read_only=read_only or self._read_only)
 
     def close(self) -> None:
-        """Lets the region go and writes traces out. Nothing is flushed. May be called again."""
+        """Lets the region go, flushes its cache if it has one, and writes traces out. May be called
+        again."""
         if self._channel is None:
             return
         self._channel = self._device = None
-        for place, sink in self._traces:
-            _write_trace(place, sink)
+        try:
+            if self._cache is not None:
+                self._cache.drain()
+        except PmemError as error:
+            raise self._named(error) from None
+        finally:
+            self._last_stats, self._cache = self.cache_stats, None
+            for place, sink in self._traces:
+                _write_trace(place, sink)
 
     def _open(self, op: str) -> "Channel":
         if self._channel is None:

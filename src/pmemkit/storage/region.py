@@ -5,29 +5,32 @@ Invariants:
    until the region is reopened.
 2. A device keeps the size the region had when it was made; :meth:`Region.resize` and
    :meth:`Region.refresh` concern devices made later.
-3. Closing the region closes its devices.
+3. Closing the region closes its devices, all of them, whatever one of them says.
 4. Opened as ``IMAGE:namespaceR.N`` it is the bytes that a user of that namespace sees. An image
    that holds several namespaces, or an info block, is not taken for one raw namespace.
+5. There is one cache or none, below every device: two would not see each other's writes.
 What this does not do: change labels and info blocks (:mod:`pmemkit.namespace`).
 """
 
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
-from pmemkit.errors import Closed, InvalidArgument, Latched, PmemError
+from pmemkit.errors import Busy, Closed, InvalidArgument, Latched, PmemError
 from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
+from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
 from pmemkit.storage.sector import ORDERINGS, Ordering, Sectors, open_sectors
 from pmemkit.units import parse_size
 
 if TYPE_CHECKING:
-    from pmemkit._native.block import Device
+    from pmemkit._native.block import Cache, Device
     from pmemkit._native.media import Medium
 
 __all__ = ["Region", "create_file", "open_region"]
@@ -132,6 +135,7 @@ class Region:
         self._path = opened.path if place is None else f"{opened.path}:{place.namespace.dev}"
         self._ordering: Ordering = ordering
         self._bottom: Device | None = None
+        self._cache: Cache | None = None
         self._sectors: Sectors | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
@@ -213,6 +217,7 @@ class Region:
         """Grows or shrinks the region and its backing."""
         opened = self._open("resize")
         self._check_latch("resize")
+        self._check_uncached("resize")
         try:
             opened.medium.resize(size)
         except PmemError as error:
@@ -223,21 +228,41 @@ class Region:
         """Picks up a size that somebody else gave the backing; gives the size."""
         opened = self._open("refresh")
         self._check_latch("refresh")
+        self._check_uncached("refresh")
         if opened.current_size() != len(opened.medium):
             opened.remap()
             self._bottom = None
         return self.size
 
-    def device(self, *, layers: Sequence[str | Layer] = (), read_only: bool = False) -> BlockDevice:
+    def device(
+        self,
+        *,
+        layers: Sequence[str | Layer] = (),
+        read_only: bool = False,
+        cache: CacheMode | None = None,
+        cache_size: int | str | None = None,
+    ) -> BlockDevice:
         """A block device over the whole region.
 
         ``layers``: as text (``fault=ops=read,nth=3``; see :mod:`pmemkit.storage.layers`); the first
         is nearest the client.
+
+        ``cache``: a double buffer in RAM below the layers, ``writeback`` or ``writethrough``, of
+        ``cache_size`` bytes (by default a share of the memory that is free). The first device of a
+        region decides, and the others have the same; ``None`` is whatever there is.
         """
         opened = self._open("device")
         parsed = [parse_layer(each) if isinstance(each, str) else each for each in layers]
         if self._bottom is None:
             self._bottom = self._make_bottom(opened)
+        if cache not in (None, "off") and self._cache is None:
+            if any(not device.closed for device in self._devices):
+                text = "a device without a cache is open: the first device decides"
+                raise Busy(text, op="device", path=self._path)
+            self._cache = add_cache(self._bottom, cache, cache_size)
+            self._bottom = self._cache.device
+        elif cache == "off" and self._cache is not None:
+            raise Busy("a device with a cache is open", op="device", path=self._path)
         read_only = read_only or opened.read_only
         device = BlockDevice(
             self._bottom,
@@ -245,6 +270,7 @@ class Region:
             layers=parsed,
             read_only=read_only,
             read_only_because=self.read_only_because,
+            cache=self._cache,
         )
         self._devices.add(device)
         return device
@@ -285,16 +311,29 @@ class Region:
         """Closes the devices and lets the backing and its lock go. May be called again."""
         if self._opened is None:
             return
-        for device in list(self._devices):
-            device.close()
-        self._bottom = self._sectors = None
-        self._opened.close()
-        self._opened = None
+        with ExitStack() as stack:
+            # Run in reverse: what devices still have to write goes out before the backing is gone.
+            stack.callback(self._let_go)
+            if self._cache is not None:
+                stack.callback(self._cache.drain)
+            for device in list(self._devices):
+                stack.callback(device.close)
+
+    def _let_go(self) -> None:
+        self._bottom = self._sectors = self._cache = None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
 
     def _open(self, op: str) -> OpenedMedium:
         if self._opened is None:
             raise Closed("the region is closed", op=op, path=self._path)
         return self._opened
+
+    def _check_uncached(self, op: str) -> None:
+        if self._cache is not None:
+            text = "the region has a cache, which keeps its size: close the region first"
+            raise Busy(text, op=op, path=self._path)
 
     def _check_latch(self, op: str) -> None:
         reason = self._bottom.latched() if self._bottom is not None else None

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! 1. What is kept and what goes is decided by the code that the cache runs, not by a copy of it.
+//! 2. Each block that is written to media is counted once, those dirty at the end included.
 //!
 //! What this does not do: time, read-ahead, concurrency; a victim that is dirty is written alone.
 

@@ -466,7 +466,9 @@ impl Trial {
             let threads: Vec<_> = (0..self.threads)
                 .map(|thread| scope.spawn(move || self.one_thread(thread, steps, seed)))
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            let end = |_| Err("a thread panicked".to_owned());
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(end));
+            ended.collect::<Vec<_>>()
         });
         found.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
         self.look(0, self.acknowledged.len() as u64)?;
