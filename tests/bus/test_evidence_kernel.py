@@ -1,6 +1,6 @@
 """The nature of regions from trees like the kernel's: NFIT, e820, virtio-pmem, CXL, hmem.
 
-``tests/kernel/test_explain.py`` shows that real kernels have such trees.
+``tests/kernel/test_explain_guest.py`` shows that real kernels have such trees.
 """
 
 import random

@@ -308,3 +308,19 @@ def test_an_equals_sign_in_a_path_is_no_name(place):
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.peer("nbdcopy")
+@pytest.mark.parametrize("mode", ["writeback", "writethrough"])
+def test_a_cache_is_written_back_at_the_end_and_tells_what_it_did(image, place, need, mode):
+    data = os.urandom(4 * MIB)
+    (place / "data").write_bytes(data)
+    options = ("--unix", place / "s", "--cache", mode, "--cache-size", "1M", "--verbose")
+    with serving(image, *options) as process:
+        uri = uri_of(process)
+        assert run(need("nbdcopy"), place / "data", uri).returncode == 0
+        assert run(need("nbdcopy"), uri, place / "back").returncode == 0
+        assert ended(process) == 0
+        told = process.stderr.read()
+    assert image.read_bytes()[: 4 * MIB] == data == (place / "back").read_bytes()[: 4 * MIB]
+    assert "1024 block writes, 1024 written to media (4194304 bytes)" in told

@@ -329,8 +329,8 @@ pub mod block {
 
     #[pyfunction]
     #[pyo3(signature = (
-        below, *, size, mode = "writeback", read_ahead = 32, dirty_background = 70,
-        dirty_most = 90, flush_age = Some(30.0), heed_pressure = true
+        below, *, size, mode = "writeback", read_ahead = 32, dirty_background = 85,
+        dirty_most = 95, flush_age = Some(30.0), heed_pressure = true
     ))]
     #[allow(clippy::too_many_arguments)]
     fn cache(

@@ -99,8 +99,8 @@ def cache(
     size: int,
     mode: str = "writeback",
     read_ahead: int = 32,
-    dirty_background: int = 70,
-    dirty_most: int = 90,
+    dirty_background: int = 85,
+    dirty_most: int = 95,
     flush_age: float | None = ...,
     heed_pressure: bool = True,
 ) -> Cache:
