@@ -36,10 +36,11 @@ use crate::error::{Error, Kind, Result};
 use crate::sg::{RegionId, Segment};
 
 pub use badblocks::{BadBlocks, BadRun, Record, BAD_SECTOR_SIZE};
+pub(crate) use guard::install as install_guard;
 pub use mapped::{map_sync_granted, FileOptions, Mapped};
 pub use stats::Stats;
 pub use sys::memfd;
-pub(crate) use sys::set_length;
+pub(crate) use sys::{huge_page_size, set_length};
 
 /// How much the platform must be told before a store is durable; the finest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
