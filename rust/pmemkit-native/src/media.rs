@@ -4,7 +4,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use pmemkit_core::error::{Error, Kind, Result};
-use pmemkit_core::media::{self as core, Granularity, Store};
+use pmemkit_core::media::{self as core, Cause, Granularity, Store};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -159,11 +160,34 @@ impl Medium {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.inner.stats();
         let dict = PyDict::new(py);
-        dict.set_item("bytes_stored", stats.bytes_stored)?;
+        dict.set_item("bytes_stored", stats.bytes_stored())?;
         dict.set_item("flushes", stats.flushes)?;
         dict.set_item("fences", stats.fences)?;
         dict.set_item("syncs", stats.syncs)?;
         Ok(dict)
+    }
+
+    fn written<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (cause, written) in Cause::ALL.iter().zip(self.inner.stats().written) {
+            dict.set_item(cause.name(), (written.bytes, written.lines))?;
+        }
+        Ok(dict)
+    }
+
+    fn set_counting(&self, on: bool) {
+        self.inner.set_counting(on);
+    }
+
+    #[pyo3(signature = (block_size, *, every = 1))]
+    fn count_blocks(&self, block_size: u64, every: u32) -> PyResult<()> {
+        self.inner.count_blocks(block_size, every).map_err(to_py)
+    }
+
+    fn block_counts<'py>(&self, py: Python<'py>) -> Option<(u64, Bound<'py, PyBytes>)> {
+        let (block_size, counts) = py.detach(|| self.inner.block_counts())?;
+        let bytes: Vec<u8> = counts.iter().flat_map(|each| each.to_le_bytes()).collect();
+        Some((block_size, PyBytes::new(py, &bytes)))
     }
 }
 
@@ -189,6 +213,15 @@ pub mod media {
     use super::{Medium, Port};
     #[pymodule_export]
     use crate::recording::Recording;
+
+    #[pyfunction]
+    fn exchange_cause(cause: &str) -> PyResult<&'static str> {
+        let found = Cause::ALL.into_iter().find(|each| each.name() == cause);
+        let Some(cause) = found else {
+            return Err(PyValueError::new_err(format!("{cause:?} is no cause of writes")));
+        };
+        Ok(pmemkit_core::media::exchange_cause(cause).name())
+    }
 
     #[pyfunction]
     fn port() -> Port {

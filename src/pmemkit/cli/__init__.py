@@ -40,6 +40,7 @@ COMMANDS = {
     "serve": ("serve_exports", "serve regions over NBD"),
     "mount": ("mount_namespace", "a file system on a namespace, mounted (root)"),
     "umount": ("umount_namespace", "unmount what mount mounted"),
+    "wear": ("show_wear", "what was written to an image, and the life that used"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
     "bench": ("run_bench", "benchmarks against peers"),
 }

@@ -61,6 +61,12 @@ def add_open_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         help="strict: mode sector on a plain file pays for fdatasync at each ordering point: "
         "sectors are old or new after a power failure of the host too",
     )
+    parser.add_argument(
+        "--wear",
+        choices=("sampled", "exact", "off"),
+        default="sampled",
+        help="how what is written is counted by block, for pmem wear",
+    )
 
 
 def print_json(value: Any) -> None:

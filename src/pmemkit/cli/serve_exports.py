@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pmemkit.cli._common import add_open_options, make_parser, print_json, size, typed
 from pmemkit.errors import InvalidArgument, SystemFailure
+from pmemkit.media.wear import keep_noting
 from pmemkit.storage.caching import CACHE_MODES, describe
 from pmemkit.storage.layers import Layer, layer_help, parse_layer
 from pmemkit.units import format_size
@@ -184,7 +185,7 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
 
     if options.name is not None and len(options.paths) > 1:
         raise InvalidArgument("--name is for a single PATH; write NAME=PATH for each of several")
-    exports = []
+    exports, notes = [], []
     layers: list[Layer] = options.layer
     for name, path, create_size in _named_paths(options):
         # What a client of a read-only export must not do, this process cannot do either.
@@ -197,8 +198,10 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 locking=options.locking,
                 ordering=options.ordering,
                 backup_info_block=options.backup_info_block,
+                wear=options.wear,
             )
         )
+        notes.append(region.note_wear)
         read_only = options.read_only
         device = region.device(
             layers=layers,
@@ -212,6 +215,7 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
         if region.read_only_because is not None and not read_only:
             _say(f"export {name!r} is read-only: {region.read_only_because}")
         exports.append(Export(name, device, options.description, read_only))
+    stack.enter_context(keep_noting(notes))
     return exports
 
 

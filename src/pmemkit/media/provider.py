@@ -11,6 +11,7 @@ Invariants:
 2. A block device is opened exclusively for writing, so one that is mounted is :class:`Busy`.
 3. Every failure is a class of :mod:`pmemkit.errors` with the path in it.
 4. An image fails where its list of bad blocks says so (:mod:`pmemkit.media.badblocks`).
+5. What is stored to an image is counted, and noted beside it (:mod:`pmemkit.media.wear`).
 
 What this does not do: create files, read what is on the media.
 """
@@ -28,6 +29,7 @@ from pmemkit.media.badblocks import with_bad_blocks
 from pmemkit.media.granularity import Backing, Decision, Platform, decide
 from pmemkit.media.lock import lock
 from pmemkit.media.platform import LinuxPlatform
+from pmemkit.media.wear import Counting, Tracker
 from pmemkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ class OpenedMedium:
     file: io.FileIO | None
     part: tuple[int, int] | None = None
     """Offset and length of the range that was opened; ``None`` for all of it."""
+    wear: Tracker | None = None
+    """Counts what is stored; ``None`` for what is not an image, or is not written."""
 
     @property
     def resizable(self) -> bool:
@@ -111,11 +115,16 @@ class OpenedMedium:
         try:
             medium = _map(self.file.fileno(), size, self.decision, self.read_only)
             self.medium = _judged(medium, self.backing, self.path, self.part, self.read_only)
+            if self.wear is not None:
+                self.wear.note()
+                self.wear.follow(self.medium)
         except OSError as cause:
             raise failure_of(cause, "refresh", self.path) from cause
 
     def close(self) -> None:
-        """Closes the descriptor."""
+        """Notes what was written, and closes the descriptor."""
+        if self.wear is not None:
+            self.wear.note()
         if self.file is not None:
             self.file.close()
 
@@ -129,8 +138,10 @@ def open_medium(
     locking: Locking = "on",
     platform: Platform | None = None,
     part: tuple[int, int] | None = None,
+    wear: Counting = "sampled",
 ) -> OpenedMedium:
     """Opens and maps a file, a device or memory; with ``part`` only ``(offset, length)`` of it.
+    ``wear`` says how what is stored to an image is counted by block.
 
     ``granularity`` overrides what the platform says (so do ``PMEMKIT_GRANULARITY`` and libpmem2's
     ``PMEM2_FORCE_GRANULARITY``); ``required_granularity`` refuses what would be coarser.
@@ -165,6 +176,10 @@ def open_medium(
         medium = _map(fd, size, decision, read_only, part)
         medium = _judged(medium, backing, path, part, read_only)
         volatile, domain = _persistence(backing, fd, asked)
+        tracker = None
+        if file is not None and backing == "file" and not read_only:
+            whole = _size_of(file.fileno(), backing, path)
+            tracker = Tracker(path, whole, part[0] if part else 0, medium, wear)
     except BaseException as cause:
         if file is not None:
             file.close()
@@ -172,7 +187,7 @@ def open_medium(
             raise failure_of(cause, "open", path) from cause
         raise
     return OpenedMedium(
-        medium, path, backing, read_only, decision, volatile, domain, locked, file, part
+        medium, path, backing, read_only, decision, volatile, domain, locked, file, part, tracker
     )
 
 

@@ -23,6 +23,7 @@ from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
 from pmemkit.errors import Busy, Closed, InvalidArgument, Latched, PmemError
 from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
+from pmemkit.media.wear import Counting
 from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
@@ -46,6 +47,7 @@ def open_region(
     locking: Locking = "on",
     ordering: Ordering = "default",
     backup_info_block: bool = False,
+    wear: Counting = "sampled",
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
     ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
@@ -61,6 +63,10 @@ def open_region(
     A namespace of mode sector whose info block is bad is :class:`Corrupt`, and never laid out anew
     or taken for a raw one. With ``read_only`` and ``backup_info_block`` it is read by the copy of
     that block.
+
+    What is stored to an image is counted, in bytes by cause and in lines by block, and noted beside
+    it in ``IMAGE.wear`` (:mod:`pmemkit.media.wear`). ``wear`` is how blocks are counted:
+    ``sampled``, ``exact`` or ``off``.
 
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
@@ -87,6 +93,7 @@ def open_region(
         read_only=read_only,
         locking=locking,
         part=None if place is None else (place.offset, place.length),
+        wear=wear,
     )
     return Region(opened, place, ordering)
 
@@ -318,6 +325,13 @@ class Region:
                 stack.callback(self._cache.drain)
             for device in list(self._devices):
                 stack.callback(device.close)
+
+    def note_wear(self) -> None:
+        """Adds what was written since the last time to the file beside the image, as closing
+        does. Of what is no image, or is not written, there is nothing to note."""
+        wear = self._open("note_wear").wear
+        if wear is not None:
+            wear.note()
 
     def _let_go(self) -> None:
         self._bottom = self._sectors = self._cache = None

@@ -57,7 +57,7 @@ use super::sync::{fence, place, yield_now, LINES, LOOKS};
 use super::tracking::{Readers, Versions};
 use super::{Plant, ERROR, MAP_MASK, NORMAL, ZERO};
 use crate::error::{Error, Kind, Result};
-use crate::media::{Granularity, Medium, Store};
+use crate::media::{caused_by, Cause, Granularity, Medium, Store};
 
 /// Sectors of a batch.
 pub const BATCH_MOST: usize = 16;
@@ -220,6 +220,7 @@ impl Arena {
     /// Stores one entry; the caller holds the lock of its line. Written back, not ordered.
     pub(super) fn store_entry(&self, medium: &dyn Medium, lba: u32, entry: u32) -> Result<()> {
         let at = self.geometry.word_at(lba);
+        let _map = caused_by(Cause::Map);
         medium.store_u64(at, with_entry(medium.load_u64(at)?, lba, entry))?;
         medium.flush(at, 8)
     }
@@ -550,6 +551,7 @@ impl Arena {
         entries: &[Entry],
         word: Word,
     ) -> Result<()> {
+        let _log = caused_by(Cause::Log);
         for (lane, entry) in lanes.iter().zip(entries) {
             let mut place = lane.next_place;
             if self.planted(Plant::WrongPlace) {
@@ -572,6 +574,7 @@ impl Arena {
     fn store_map(&self, medium: &dyn Medium, entries: &[Entry]) -> Result<()> {
         // Who finds the entry finds the data, also where nothing was ordered for the media.
         fence(Ordering::Release);
+        let _map = caused_by(Cause::Map);
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let line = self.line_at(first.lba);
@@ -641,6 +644,7 @@ impl Arena {
         let mut lines = Lines::new();
         self.lock_lines(first, count, &mut lines);
         self.settle_others(medium, &lines)?;
+        let _map = caused_by(Cause::Map);
         let mut in_error = None;
         for lba in first..first + count {
             let entry = self.entry(medium, lba)?;
