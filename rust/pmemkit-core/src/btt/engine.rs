@@ -410,8 +410,8 @@ impl Arena {
         let written = lanes.len();
         if let Some(leveller) = &self.leveller {
             let mut due = None;
-            for lane in &mut lanes {
-                due = if leveller.is_due(lane) { Some(lane.number) } else { due };
+            for (lane, entry) in lanes.iter_mut().zip(&entries) {
+                due = if leveller.is_due(lane, entry.new_map) { Some(lane.number) } else { due };
             }
             drop(lines);
             drop(lanes);

@@ -9,13 +9,15 @@
 //!
 //! ```text
 //! random       every `period`-th write of a lane; any sector; no memory
-//! least-worn   at most as often, and only where the lane's free block has `period` more writes than
-//!              the victim's; four bytes a block
+//! least-worn   at most as often, where the free block is worn; four bytes a block
 //! ```
 //!
 //! Who looks for a block with few writes goes round the sectors like the hand of a clock and takes
-//! the first whose block is no more worn than the least that it met on the round before (the
-//! floor), or the least of [`SCAN`] sectors.
+//! the first whose block is no more worn than the least that was met on the round before (the
+//! floor), or the least of [`SCAN`] sectors. How worn a free block has to be for that depends on
+//! what its lane has saved: four periods above the floor with one relocation saved, half a period
+//! with eight. So nothing is spent on blocks that are hardly worn while much is written, and
+//! something is left for those that stand out.
 //!
 //! Invariants:
 //! 1. Relocations are at most one for `period` writes of a lane. What a lane saves is limited, and
@@ -42,8 +44,14 @@ use crate::media::Medium;
 
 /// Sectors that are looked at for one relocation: four lines of the map.
 const SCAN: u32 = 64;
+/// Sectors in a line of the map.
+const LINE: u32 = 16;
 /// Relocations that a lane may save up while its free blocks are not worn.
-const SAVED: u32 = 4;
+const SAVED: u32 = 8;
+/// Attempts that find nobody and cost as much as one relocation.
+const LOOKS_FOR_ONE: u32 = 8;
+/// The longest period.
+const PERIOD_MOST: u32 = 1 << 20;
 /// Bytes of the largest sector with its metadata.
 const SECTOR_MOST: usize = 4224;
 
@@ -71,6 +79,9 @@ pub struct Levelling {
 pub(super) struct Leveller {
     options: Levelling,
     sectors: u32,
+    /// Lines of the map, and how far apart are those that follow each other in a round.
+    lines: u32,
+    stride: u32,
     /// Writes of each block since the arena was opened; none where victims are random.
     counts: Box<[AtomicU32]>,
     /// How many lanes further on threads begin than they did at first.
@@ -87,13 +98,18 @@ pub(super) struct Leveller {
 
 impl Leveller {
     pub(super) fn new(options: Levelling, sectors: u32, blocks: u32) -> Result<Leveller> {
-        if options.period == 0 {
-            return Err(Error::new(Kind::Invalid, "open", "a levelling period of 0 writes"));
+        if !(1..=PERIOD_MOST).contains(&options.period) {
+            let text =
+                format!("a levelling period of {} is not 1 to {PERIOD_MOST}", options.period);
+            return Err(Error::new(Kind::Invalid, "open", text));
         }
         let counted = options.victim == Victim::LeastWorn;
+        let lines = sectors.div_ceil(LINE);
         let leveller = Leveller {
             options,
             sectors,
+            lines,
+            stride: stride_of(lines),
             counts: if counted { zeroes(blocks as usize)? } else { Box::default() },
             turn: AtomicUsize::new(0),
             dice: AtomicU64::new(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
@@ -102,7 +118,7 @@ impl Leveller {
             least: AtomicU32::new(u32::MAX),
             relocations: AtomicU64::new(0),
         };
-        leveller.hand.store(leveller.roll(sectors), Ordering::Relaxed);
+        leveller.hand.store(leveller.roll(lines) * LINE, Ordering::Relaxed);
         leveller.turn.store(leveller.roll(u32::MAX) as usize, Ordering::Relaxed);
         Ok(leveller)
     }
@@ -139,15 +155,17 @@ impl Leveller {
         }
     }
 
-    /// True when a lane that has just moved on is to have another free block.
-    pub(super) fn is_due(&self, lane: &mut Lane) -> bool {
+    /// True when a lane that has just moved on is to have another free block; it has `used` its
+    /// last one. Of these two the more worn is to go: where one sector is written over and over
+    /// they take turns, and the other one might never be seen.
+    pub(super) fn is_due(&self, lane: &mut Lane, used: u32) -> bool {
         let period = self.options.period;
         lane.writes = lane.writes.wrapping_add(1);
         if lane.writes.is_multiple_of(period) {
             let turn = self.turn.load(Ordering::Relaxed).wrapping_add(1);
             self.turn.store(turn, Ordering::Relaxed);
         }
-        lane.saved = lane.saved.saturating_add(1).min(period.saturating_mul(SAVED));
+        lane.saved = lane.saved.saturating_add(1).min(period * SAVED);
         if lane.saved < period {
             return false;
         }
@@ -156,8 +174,10 @@ impl Leveller {
             // would always find the same one.
             Victim::Random => self.roll(2) == 0 || lane.saved > period,
             Victim::LeastWorn => {
-                let floor = self.floor.load(Ordering::Relaxed);
-                self.count_of(lane.free) >= floor.saturating_add(period)
+                let (floor, count) = (self.floor.load(Ordering::Relaxed), self.count_of(lane.free));
+                let half = u64::from(period) * u64::from(period * SAVED / 2);
+                let margin = (half / u64::from(lane.saved)) as u32;
+                count >= floor.saturating_add(margin) && count >= self.count_of(used)
             }
         }
     }
@@ -169,32 +189,39 @@ impl Leveller {
             Victim::Random => Some(self.roll(self.sectors)),
             Victim::LeastWorn => {
                 let (lba, count) = self.least_worn(block_of)?;
-                (count.saturating_add(self.options.period) <= self.count_of(free)).then_some(lba)
+                (count.saturating_add(self.options.period / 2) <= self.count_of(free))
+                    .then_some(lba)
             }
         }
+    }
+
+    /// The sector at a place of the round: line by line, and the lines in an order that no stream
+    /// of writes has. The worn block of a victim just ahead of a stream would be back at once.
+    fn sector_at(&self, place: u32) -> u32 {
+        let line = u64::from(place / LINE) * u64::from(self.stride) % u64::from(self.lines);
+        line as u32 * LINE + place % LINE
     }
 
     fn least_worn(&self, block_of: impl Fn(u32) -> Option<u32>) -> Option<(u32, u32)> {
         let floor = self.floor.load(Ordering::Relaxed);
         let mut hand = self.hand.load(Ordering::Relaxed);
         let (mut found, mut least) = (None, self.least.load(Ordering::Relaxed));
-        for _ in 0..SCAN.min(self.sectors) {
-            let lba = hand;
-            hand += 1;
-            if hand >= self.sectors {
-                hand = 0;
+        let end = self.lines * LINE;
+        for _ in 0..SCAN.min(end) {
+            let lba = self.sector_at(hand);
+            hand = (hand + 1) % end;
+            if let Some(block) = (lba < self.sectors).then(|| block_of(lba)).flatten() {
+                let count = self.count_of(block);
+                if found.is_none_or(|(_, best)| count < best) {
+                    found = Some((lba, count));
+                }
+                least = least.min(count);
             }
-            let Some(block) = block_of(lba) else { continue };
-            let count = self.count_of(block);
-            if found.is_none_or(|(_, best)| count < best) {
-                found = Some((lba, count));
-            }
-            least = least.min(count);
-            if hand == 0 {
+            if hand == 0 && least != u32::MAX {
                 self.floor.store(least, Ordering::Relaxed);
                 least = u32::MAX;
             }
-            if count <= floor {
+            if found.is_some_and(|(_, best)| best <= floor) {
                 break;
             }
         }
@@ -202,6 +229,18 @@ impl Leveller {
         self.least.store(least, Ordering::Relaxed);
         found
     }
+}
+
+/// A step of about the golden section that meets every line before it comes back.
+fn stride_of(lines: u32) -> u32 {
+    let divisor = |mut a: u32, mut b: u32| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let near = (u64::from(lines) * 618 / 1000).max(1) as u32;
+    (near..=lines).find(|stride| divisor(*stride, lines) == 1).unwrap_or(1)
 }
 
 /// Counters that take no memory until they are used.
@@ -238,12 +277,15 @@ impl Arena {
         if lane.dead || (readers && !self.readers.idle(lane.free)) {
             return;
         }
-        lane.saved = lane.saved.saturating_sub(leveller.options.period);
+        let period = leveller.options.period;
+        let looking = period.div_ceil(LOOKS_FOR_ONE);
+        lane.saved = lane.saved.saturating_sub(looking);
         let block_of = |lba| {
             let entry = self.entry(medium, lba).ok().filter(|entry| entry & NORMAL != ERROR)?;
             Some(self.block_of(entry, lba))
         };
         if let Some(victim) = leveller.choose(lane.free, block_of) {
+            lane.saved = lane.saved.saturating_sub(period - looking);
             let mut lanes = Lanes::new();
             lanes.push(lane);
             if self.rewrite(medium, &mut lanes, victim).is_ok_and(|done| done) {
