@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! 1. Who is moved where is decided by the engine that serves sectors, not by a copy of it.
-//! 2. A store to a block counts for the block. A write-back of metadata counts for each line that it
-//!    touches; nothing is merged on its way to media.
+//! 2. A store to a block counts for the block. A write-back of metadata counts for each line that
+//!    it touches; nothing is merged on its way to media.
 //!
 //! What this does not do: several threads, wear that was there before, reads.
 

@@ -21,6 +21,8 @@ mod explore;
 #[cfg(test)]
 mod fixture;
 mod geometry;
+#[cfg(test)]
+mod levelled;
 mod levelling;
 mod lock;
 mod log;
