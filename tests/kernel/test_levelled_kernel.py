@@ -20,7 +20,7 @@ HOT = 20
 
 READ = """
 for each in $(cd /dev; ls pmem*s); do
-    echo "$each $(sha256sum < /dev/$each | cut -d ' ' -f 1)"
+    echo "$each $(md5sum < /dev/$each | cut -d ' ' -f 1)"
 done
 """
 CHECK = """
@@ -37,7 +37,7 @@ def write_hot(place, victim, writes):
     choose = random.Random(place)
     options = {"levelling": victim, "levelling_period": PERIOD}
     with open_region(place, **options) as region, region.device() as device:
-        size = device.info.block_size_min
+        size = device.channel().block_size_min
         for offset in range(0, device.size, MIB):
             device.write(offset, choose.randbytes(min(MIB, device.size - offset)))
         device.zero(4 * MIB, MIB)
@@ -45,7 +45,7 @@ def write_hot(place, victim, writes):
             device.write(choose.randrange(HOT) * size, choose.randbytes(size))
         assert region.relocations > writes // PERIOD // 2
         assert region.validate() == []
-        whole = hashlib.sha256()
+        whole = hashlib.md5(usedforsecurity=False)
         for offset in range(0, device.size, MIB):
             whole.update(device.read(offset, min(MIB, device.size - offset)))
         return whole.hexdigest()
@@ -54,11 +54,11 @@ def write_hot(place, victim, writes):
 def test_linux_reads_a_levelled_image(guest: Guest, tmp_path):
     image = tmp_path / "levelled.img"
     with image.open("wb") as file:
-        file.truncate(112 * MIB + LABEL_SIZE)
+        file.truncate(80 * MIB + LABEL_SIZE)
     wishes = [
         Wish(mode="sector", size=16 * MIB, sector_size=4096),
-        Wish(mode="sector", size=32 * MIB, sector_size=512),
-        Wish(mode="sector", size=48 * MIB, sector_size=4096, arena_size=17 * MIB),
+        Wish(mode="sector", size=16 * MIB, sector_size=512),
+        Wish(mode="sector", size=32 * MIB, sector_size=4096, arena_size=16 * MIB),
     ]
     with open_images(machine_of([image], label_size=LABEL_SIZE, slot=0)) as images:
         init_labels(images, 0, version=(1, 2))
