@@ -17,7 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmemkit.cli._common import add_open_options, make_parser, print_json, typed
+from pmemkit.cli._common import (
+    add_levelling_options,
+    add_open_options,
+    make_parser,
+    print_json,
+    typed,
+)
 from pmemkit.errors import InvalidArgument, PmemError, SystemFailure
 from pmemkit.storage.layers import Layer, layer_help, parse_layer
 
@@ -97,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--layer", metavar="LAYER", type=typed(parse_layer), action="append", default=[]
     )
     add_open_options(parser)
+    add_levelling_options(parser)
     parser.add_argument("--foreground", action="store_true", help="do not go into the background")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -125,6 +132,8 @@ def _open_device(options: argparse.Namespace, stack: ExitStack) -> "BlockDevice"
             granularity=options.granularity,
             locking=options.locking,
             ordering=options.ordering,
+            levelling=options.levelling,
+            levelling_period=options.levelling_period,
         )
     )
     layers = [_anchored(layer) for layer in options.layer]

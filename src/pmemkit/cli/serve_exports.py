@@ -17,7 +17,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmemkit.cli._common import add_open_options, make_parser, print_json, size, typed
+from pmemkit.cli._common import (
+    add_levelling_options,
+    add_open_options,
+    make_parser,
+    print_json,
+    size,
+    typed,
+)
 from pmemkit.errors import InvalidArgument, SystemFailure
 from pmemkit.media.wear import keep_noting
 from pmemkit.storage.caching import CACHE_MODES, describe
@@ -39,6 +46,7 @@ _EXAMPLES = """\
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
   pmem serve disk.img --cache writeback --cache-size 256M
+  pmem serve disk.img:namespace0.0 --levelling least-worn
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
 
 _NOTES = """\
@@ -126,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-size", type=size, metavar="SIZE", help="of each (an eighth of the free memory)"
     )
     add_open_options(exporting)
+    add_levelling_options(exporting)
     transmission = parser.add_argument_group("transmission")
     transmission.add_argument(
         "--no-map", action="store_true", help="copy through a buffer instead of the mapped bytes"
@@ -197,6 +206,8 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 granularity=options.granularity,
                 locking=options.locking,
                 ordering=options.ordering,
+                levelling=options.levelling,
+                levelling_period=options.levelling_period,
                 backup_info_block=options.backup_info_block,
                 wear=options.wear,
             )

@@ -27,6 +27,7 @@ from pmemkit.media.wear import Counting
 from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
+from pmemkit.storage.levelling import LEVELLING_PERIOD, Levelling, check_levelling
 from pmemkit.storage.sector import ORDERINGS, Ordering, Sectors, open_sectors
 from pmemkit.units import parse_size
 
@@ -46,6 +47,8 @@ def open_region(
     required_granularity: str | None = None,
     locking: Locking = "on",
     ordering: Ordering = "default",
+    levelling: Levelling = "off",
+    levelling_period: int = LEVELLING_PERIOD,
     backup_info_block: bool = False,
     wear: Counting = "sampled",
 ) -> "Region":
@@ -59,6 +62,10 @@ def open_region(
 
     ``ordering="strict"`` makes mode sector keep its promise on media of granularity ``page`` too,
     at a price; see :data:`pmemkit.storage.sector.ORDERINGS`.
+
+    ``levelling`` spreads the writes to a namespace of mode sector over its blocks; ``random`` or
+    ``least-worn``, with at most one more write for ``levelling_period`` of them; see
+    :data:`pmemkit.storage.levelling.LEVELLINGS`.
 
     A namespace of mode sector whose info block is bad is :class:`Corrupt`, and never laid out anew
     or taken for a raw one. With ``read_only`` and ``backup_info_block`` it is read by the copy of
@@ -82,6 +89,7 @@ def open_region(
     if ordering not in ORDERINGS:
         choices = ", ".join(ORDERINGS)
         raise InvalidArgument(f"ordering {ordering!r} is none of {choices}", path=os.fspath(path))
+    check_levelling(levelling, levelling_period)
     if backup_info_block and not read_only:
         text = "a backup info block is for reading: open it read-only"
         raise InvalidArgument(text, op="open", path=os.fspath(path))
@@ -95,7 +103,7 @@ def open_region(
         part=None if place is None else (place.offset, place.length),
         wear=wear,
     )
-    return Region(opened, place, ordering)
+    return Region(opened, place, ordering, levelling=levelling, levelling_period=levelling_period)
 
 
 def _place_of(path: str, *, backup_info_block: bool) -> Place | None:
@@ -135,12 +143,20 @@ class Region:
     """A range of bytes that a device, a file or memory lends. Made by :func:`pmemkit.open`."""
 
     def __init__(
-        self, opened: OpenedMedium, place: Place | None = None, ordering: Ordering = "default"
+        self,
+        opened: OpenedMedium,
+        place: Place | None = None,
+        ordering: Ordering = "default",
+        *,
+        levelling: Levelling = "off",
+        levelling_period: int = LEVELLING_PERIOD,
     ) -> None:
         self._opened: OpenedMedium | None = opened
         self._place = place
         self._path = opened.path if place is None else f"{opened.path}:{place.namespace.dev}"
         self._ordering: Ordering = ordering
+        self._levelling: Levelling = levelling
+        self._levelling_period = levelling_period
         self._bottom: Device | None = None
         self._cache: Cache | None = None
         self._sectors: Sectors | None = None
@@ -300,11 +316,19 @@ class Region:
                     parent_uuid=place.namespace.uuid,
                     read_only=opened.read_only,
                     ordering=self._ordering,
+                    levelling=self._levelling,
+                    levelling_period=self._levelling_period,
                 )
             except PmemError as error:
                 error.path = error.path or self._path
                 raise
         return self._sectors
+
+    @property
+    def relocations(self) -> int:
+        """Sectors that wear levelling has moved since the region was opened."""
+        self._open("relocations")
+        return 0 if self._sectors is None else self._sectors.relocations()
 
     def validate(self) -> list[str]:
         """Walks all the metadata of a namespace of mode sector; what is wrong, in sentences. Writes

@@ -51,6 +51,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use smallvec::SmallVec;
 
 use super::geometry::Geometry;
+use super::levelling::{Leveller, Levelling};
 use super::lock::{Guard, Lock};
 use super::log::{entry_at, next_seq, Entry};
 use super::sync::{fence, place, yield_now, LINES, LOOKS};
@@ -73,6 +74,8 @@ pub struct Options {
     pub read_only: bool,
     /// On media of granularity `page`: pay for a sync at each ordering point.
     pub strict: bool,
+    /// Whether and how wear is levelled.
+    pub levelling: Option<Levelling>,
     /// A fault for tests.
     pub plant: Plant,
 }
@@ -97,18 +100,21 @@ pub(super) struct Lane {
     pub next_seq: u32,
     pub unfenced: Option<Unfenced>,
     pub dead: bool,
+    /// Writes since the arena was opened, and those that no relocation was made for yet.
+    pub writes: u32,
+    pub saved: u32,
 }
 
 /// A lane in a line of its own, so that threads on neighbouring lanes do not share one.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
-type Lanes<'a> = SmallVec<[Guard<'a, Lane>; BATCH_MOST]>;
-type Entries = SmallVec<[Entry; BATCH_MOST]>;
+pub(super) type Lanes<'a> = SmallVec<[Guard<'a, Lane>; BATCH_MOST]>;
+pub(super) type Entries = SmallVec<[Entry; BATCH_MOST]>;
 /// The lines of the map that a batch needs, locked.
-type Lines<'a> = SmallVec<[Line<'a>; 2]>;
+pub(super) type Lines<'a> = SmallVec<[Line<'a>; 2]>;
 
-struct Line<'a> {
+pub(super) struct Line<'a> {
     at: u64,
     unfenced: Guard<'a, Option<Unfenced>>,
     versions: &'a Versions,
@@ -152,6 +158,7 @@ pub struct Arena {
     pub(super) lanes: Box<[Padded<Lock<Lane>>]>,
     pub(super) lines: Box<[LineState]>,
     pub(super) readers: Readers,
+    pub(super) leveller: Option<Leveller>,
     /// Opened read-only: sectors whose last write is in the log only, and their blocks. Sorted.
     pub(super) finished: Vec<(u32, u32)>,
 }
@@ -207,7 +214,7 @@ impl Arena {
     }
 
     /// The block that an entry names, if there is such a block.
-    fn checked_block(&self, op: &'static str, entry: u32, lba: u32) -> Result<u32> {
+    pub(super) fn checked_block(&self, op: &'static str, entry: u32, lba: u32) -> Result<u32> {
         let block = self.block_of(entry, lba);
         if block < self.geometry.internal_nlba {
             return Ok(block);
@@ -386,9 +393,10 @@ impl Arena {
         self.lock_lines(first, lanes.len() as u32, &mut lines);
         let mut entries = Entries::new();
         self.plan(medium, first, &lanes, &mut entries)?;
+        let size = self.geometry.sector_size();
         for (lane, source) in lanes.iter_mut().zip(sources) {
             // SAFETY: the caller's promise.
-            match unsafe { self.fill_block(medium, lane, *source) } {
+            match unsafe { self.fill_block(medium, lane, *source, size) } {
                 Err(error) if error.kind == Kind::Media => {
                     lane.dead = true;
                     return Ok(0);
@@ -396,11 +404,23 @@ impl Arena {
                 result => result?,
             }
         }
-        let result = self.exchange(medium, &mut lanes, &mut lines, &entries);
+        let result = self.exchange(medium, &mut lanes, &mut lines, &entries, NORMAL);
         if result.is_err() {
             lanes.iter_mut().for_each(|lane| lane.dead = true);
         }
-        result.map(|()| lanes.len())
+        let written = lanes.len();
+        if let Some(leveller) = &self.leveller {
+            let mut due = None;
+            for (lane, entry) in lanes.iter_mut().zip(&entries) {
+                due = if leveller.is_due(lane, entry.new_map) { Some(lane.number) } else { due };
+            }
+            drop(lines);
+            drop(lanes);
+            if let Some(number) = due {
+                self.relocate(medium, leveller, number as usize);
+            }
+        }
+        result.map(|()| written)
     }
 
     fn check_writable(&self, op: &'static str) -> Result<()> {
@@ -419,7 +439,8 @@ impl Arena {
         let count = self.lanes.len();
         // Threads begin where the batches of others do not reach, as far as there is room.
         let apart = if count >= 2 * BATCH_MOST { BATCH_MOST } else { 1 };
-        let start = thread_number().wrapping_mul(apart);
+        let turn = self.leveller.as_ref().map_or(0, Leveller::turn);
+        let start = thread_number().wrapping_mul(apart).wrapping_add(turn);
         loop {
             let mut dead = 0;
             for step in 0..count {
@@ -446,34 +467,37 @@ impl Arena {
         }
     }
 
-    /// W3: data into the free block, with zeroes for metadata, which nobody gave us.
+    /// W3: data into the free block, with zeroes for metadata that nobody gave us.
     ///
     /// # Safety
-    /// `source` must be valid for reads of a sector.
-    unsafe fn fill_block(
+    /// `source` must be valid for reads of `len` bytes.
+    pub(super) unsafe fn fill_block(
         &self,
         medium: &dyn Medium,
         lane: &mut Lane,
         source: *const u8,
+        len: u32,
     ) -> Result<()> {
         let at = self.geometry.block_at(lane.free);
         if lane.bad {
             medium.zero(at, u64::from(self.geometry.internal_lbasize))?;
             lane.bad = false;
         }
-        let size = u64::from(self.geometry.sector_size());
         let how = if self.planted(Plant::DataStaysInCache) { Store::Cached } else { Store::Auto };
         // SAFETY: the caller's promise.
-        unsafe { medium.store(at, source, size, how)? };
-        let metadata = u64::from(self.geometry.external_lbasize) - size;
+        unsafe { medium.store(at, source, u64::from(len), how)? };
+        if let Some(leveller) = &self.leveller {
+            leveller.wrote(lane.free);
+        }
+        let metadata = self.geometry.external_lbasize.saturating_sub(len);
         if metadata > 0 {
-            medium.zero(at + size, metadata)?;
+            medium.zero(at + u64::from(len), u64::from(metadata))?;
         }
         Ok(())
     }
 
     /// Locks the lines of the map that hold `count` entries: one of them, or two.
-    fn lock_lines<'a>(&'a self, first: u32, count: u32, locked: &mut Lines<'a>) {
+    pub(super) fn lock_lines<'a>(&'a self, first: u32, count: u32, locked: &mut Lines<'a>) {
         let (line, last) = (first / ENTRIES_IN_A_LINE, (first + count - 1) / ENTRIES_IN_A_LINE);
         let base = self.geometry.start + self.geometry.mapoff;
         let mut lock = |line: u32| {
@@ -490,7 +514,7 @@ impl Arena {
     }
 
     /// What the log will say. Nothing was stored yet, so this may fail.
-    fn plan(
+    pub(super) fn plan(
         &self,
         medium: &dyn Medium,
         first: u32,
@@ -508,16 +532,17 @@ impl Arena {
         Ok(())
     }
 
-    /// W4 to W8.
-    fn exchange(
+    /// W4 to W8. The map entries get the flags `state`.
+    pub(super) fn exchange(
         &self,
         medium: &dyn Medium,
         lanes: &mut Lanes<'_>,
         lines: &mut Lines<'_>,
         entries: &[Entry],
+        state: u32,
     ) -> Result<()> {
         if self.planted(Plant::MapBeforeLog) {
-            self.store_map(medium, entries)?;
+            self.store_map(medium, entries, state)?;
             self.order(medium)?;
         }
         if self.planted(Plant::SequenceFirst) {
@@ -536,7 +561,7 @@ impl Arena {
         if !self.planted(Plant::NoOrderAfterCommit) {
             self.order(medium)?;
         }
-        self.store_map(medium, entries)?;
+        self.store_map(medium, entries, state)?;
         lines.iter_mut().for_each(Line::stored);
         for (lane, entry) in lanes.iter_mut().zip(entries) {
             lane.move_on(entry, self.line_at(entry.lba), self.options.plant);
@@ -571,7 +596,12 @@ impl Arena {
     }
 
     /// W7. A line is written back once for all of its entries.
-    fn store_map(&self, medium: &dyn Medium, entries: &[Entry]) -> Result<()> {
+    pub(super) fn store_map(
+        &self,
+        medium: &dyn Medium,
+        entries: &[Entry],
+        state: u32,
+    ) -> Result<()> {
         // Who finds the entry finds the data, also where nothing was ordered for the media.
         fence(Ordering::Release);
         let _map = caused_by(Cause::Map);
@@ -582,7 +612,7 @@ impl Arena {
             for each in &rest[..here] {
                 let at = self.geometry.word_at(each.lba);
                 let word = medium.load_u64(at)?;
-                medium.store_u64(at, with_entry(word, each.lba, NORMAL | each.new_map))?;
+                medium.store_u64(at, with_entry(word, each.lba, state | each.new_map))?;
             }
             if !self.planted(Plant::MapStaysInCache) {
                 medium.flush(line, LINE_SIZE.min(medium.len() - line))?;
