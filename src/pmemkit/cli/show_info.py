@@ -136,21 +136,12 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def _verdict(path: str, here: "ImageNamespace | None") -> "Verdict | None":
     """What the region is by nature; ``None`` for a file that is no namespace of a machine."""
-    if here is not None:
-        from pmemkit.bus.nature import image_evidence, judge
+    from pmemkit.bus.verdicts import verdict_at
 
-        return judge(image_evidence(here.region))
-    from pmemkit.bus.evidence_kernel import region_of_device
-
-    region = region_of_device(path)
-    if region is None:
-        return None
-    from pmemkit.bus.verdicts import machine_verdicts
-
-    verdicts, notes = machine_verdicts([region])
+    verdict, notes = verdict_at(path, here)
     for each in notes:
         note(each)
-    return next(iter(verdicts.values()))
+    return verdict
 
 
 def _atomicity(here: "ImageNamespace | None", granularity: str) -> str:

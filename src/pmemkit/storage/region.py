@@ -204,6 +204,11 @@ class Region:
         return "raw" if self._place is None else self._place.mode
 
     @property
+    def ordering(self) -> Ordering:
+        """What mode sector promises on media of granularity ``page``: ``default``, ``strict``."""
+        return self._ordering
+
+    @property
     def opened(self) -> OpenedMedium:
         """What was found out when it was opened."""
         return self._open("opened")
