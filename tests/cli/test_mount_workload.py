@@ -100,8 +100,8 @@ def test_a_real_workload(place, task, filesystem, cases):
         row = [filesystem, mode, cache, asked, stored[mode, cache]]
         print("| " + " | ".join(map(str, row)) + " |")
         if cache == "off":
-            # All that the kernel wrote went there; sectors, and zeroing, cost little on top.
-            assert asked <= stored[mode, cache] <= 1.25 * asked + 8 * MIB
+            # What the kernel wrote went there: holes cost less, sectors a little more.
+            assert 0.9 * asked <= stored[mode, cache] <= 1.25 * asked + 8 * MIB
     for mode, cache in stored:
         if cache != "off" and (mode, "off") in stored:
             assert stored[mode, cache] <= stored[mode, "off"] * SLACK

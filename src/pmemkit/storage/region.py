@@ -319,10 +319,14 @@ class Region:
         with ExitStack() as stack:
             # Run in reverse: what devices still have to write goes out before the backing is gone.
             stack.callback(self._let_go)
-            if self._cache is not None:
-                stack.callback(self._cache.drain)
+            stack.callback(self._drain)
             for device in list(self._devices):
                 stack.callback(device.close)
+
+    def _drain(self) -> None:
+        """A method of ours: what fails keeps what was called, which must not keep the medium."""
+        if self._cache is not None:
+            self._cache.drain()
 
     def _let_go(self) -> None:
         self._bottom = self._sectors = self._cache = None
