@@ -277,10 +277,9 @@ def test_a_region_whose_media_fail_is_read_only_until_it_is_reopened(tmp_path):
     with pytest.raises(MediaError):
         region.close()
     os.truncate(path, 1 << 20)
-    with pmemkit.open(path) as region:
-        with region.device(cache="writeback") as device:
-            assert (device.read(4096, 4), device.read(65536, 4)) == (b"kept", bytes(4))
-            device.write(65536, b"here")
+    with pmemkit.open(path) as region, region.device(cache="writeback") as device:
+        assert (device.read(4096, 4), device.read(65536, 4)) == (b"kept", bytes(4))
+        device.write(65536, b"here")
     assert path.read_bytes()[65536:][:4] == b"here"
 
 
