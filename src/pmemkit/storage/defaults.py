@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pmemkit.bus.nature import Nature, Verdict
     from pmemkit.storage.region import Region
 
-__all__ = ["Client", "Defaults", "Facts", "choose", "decide"]
+__all__ = ["Client", "Defaults", "Facts", "choose", "decide", "facts_of"]
 
 Client = Literal["nbd", "mount"]
 """Who uses it: NBD clients, of which nothing is known, or a file system of this kernel."""
@@ -112,12 +112,13 @@ def _against(facts: Facts, client: Client) -> str | None:
 def choose(region: "Region", client: Client, asked: CacheMode | None = None) -> Defaults:
     """What an opened region gets, and what somebody asked for in place of that."""
     verdict, notes = _verdict(region)
-    chosen = decide(_facts(region, verdict), client)
+    chosen = decide(facts_of(region, verdict), client)
     cache, because = (chosen.cache, chosen.because) if asked is None else (asked, "as asked for")
     return Defaults(cache=cache, because=because, levelling=chosen.levelling, notes=tuple(notes))
 
 
-def _facts(region: "Region", verdict: "Verdict | None") -> Facts:
+def facts_of(region: "Region", verdict: "Verdict | None") -> Facts:
+    """What matters of an opened region; the verdict on its nature where there is one."""
     return Facts(
         mode=region.mode,
         ordering=region.ordering,
