@@ -12,27 +12,23 @@ has room for what the trace touches, and no more.
 What this does not do: bytes, several writers, wear of the media's own levelling.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import UUID
 
 from pmemkit import _native
-from pmemkit.bench._arena import NOBODY
+from pmemkit.bench._arena import sector_pool
 from pmemkit.bench._blocks import BLOCK, read_csv
-from pmemkit.bench._runner import Options, Record, Report, alternate, parse_options
+from pmemkit.bench._runner import Options, Report, alternate
 from pmemkit.formats import btt
-from pmemkit.formats.layout import Clear
 from pmemkit.storage.levelling import LEVELLING_PERIOD, LEVELLINGS, Levelling
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
     from pmemkit._native.bench import Sectors
 
-__all__ = ["Lifetime", "arenas_for", "cases", "lifetime", "main"]
+__all__ = ["Lifetime", "arenas_for", "levelling_cases", "lifetime"]
 
 RATING = 10 * LEVELLING_PERIOD
 _HAMMERED = 7
@@ -163,30 +159,10 @@ def _log_limit(report: Report) -> None:
 # --- throughput -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _pool(levelling: Levelling) -> "Iterator[Sectors]":
+def _pool(levelling: Levelling) -> "Sectors":
     """A namespace of mode sector in shared memory, every sector written once."""
-    from pmemkit.storage.sector import open_sectors
-
-    fd = _native.media.memfd("pmemkit-bench")
-    try:
-        os.ftruncate(fd, _POOL_SIZE)
-        medium = _native.media.map_file(fd, _POOL_SIZE, granularity="cacheline")
-    finally:
-        os.close(fd)
-    layout = btt.fresh_layout(
-        _POOL_SIZE, BLOCK, version="2.0", uuid=UUID(int=1), parent_uuid=NOBODY
-    )
-    for group in layout:
-        for write in group:
-            if not isinstance(write, Clear):
-                medium.write(*write)
-    opened = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, levelling=levelling)
-    channel = opened.device().channel()
-    once = b"\x5a" * (1 << 20)
-    for offset in range(0, channel.size, len(once)):
-        channel.write(offset, once[: channel.size - offset])
-    yield _native.bench.Sectors.channel(channel)
+    _, channel = sector_pool(_POOL_SIZE, BLOCK, levelling=levelling)
+    return _native.bench.Sectors.channel(channel)
 
 
 def _throughput(report: Report, options: Options) -> None:
@@ -195,18 +171,17 @@ def _throughput(report: Report, options: Options) -> None:
         names = {threads: f"write 4096 {victim} threads {threads}" for threads in (1, 2)}
         if not any(map(options.wanted, names.values())):
             continue
-        with _pool(victim) as levelled, _pool("off") as plain:
-            for threads, name in names.items():
-                sides: list[Callable[[], float]] = [
-                    partial(each.ns, "write", threads, count) for each in (levelled, plain)
-                ]
-                ours, other = alternate(sides, options.runs)
-                report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
+        both = (_pool(victim), _pool("off"))
+        for threads, name in names.items():
+            sides: list[Callable[[], float]] = [
+                partial(each.ns, "write", threads, count) for each in both
+            ]
+            ours, other = alternate(sides, options.runs)
+            report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
 
 
-def cases(report: Report, trace: Path | None) -> list[Record]:
-    """Every case; those of a recorded trace only with one. Gives the records that it added."""
-    before = len(report.records)
+def levelling_cases(report: Report, trace: Path | None) -> None:
+    """Every case; those of a recorded trace only with one."""
     _lives(report, "hammer", arenas_for(1, btt.ARENA_SIZE_MIN), [_HAMMERED])
     _log_limit(report)
     if trace is None:
@@ -220,17 +195,3 @@ def cases(report: Report, trace: Path | None) -> list[Record]:
         _lives(report, "trace", arenas_for(len(names)), writes)
         _small_arenas(report, writes)
     _throughput(report, report.options)
-    return report.records[before:]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the cases by themselves."""
-    options, _ = parse_options("levelling", arguments, runs=15, seconds=0.3)
-    report, named = Report(options), os.environ.get("PMEMKIT_TRACE")
-    cases(report, Path(named) if named else None)
-    report.write()
-    return 0
-
-
-if __name__ == "__main__":
-    main()

@@ -83,9 +83,9 @@ def add_levelling_options(parser: argparse.ArgumentParser | argparse._ArgumentGr
     parser.add_argument(
         "--levelling",
         choices=LEVELLINGS,
-        default="off",
         help="of mode sector: spread the wear of what is written often; worn blocks go to sectors "
-        "at random, or to those whose blocks are least worn (4 bytes of RAM a block) (%(default)s)",
+        "at random, or to those whose blocks are least worn (4 bytes of RAM a block); without this "
+        "option it depends on the region, and the choice is printed",
     )
     parser.add_argument(
         "--levelling-period",

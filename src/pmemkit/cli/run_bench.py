@@ -15,7 +15,7 @@ _EXAMPLES = """\
   pmem bench formats            namespaces on 1 TiB, check-namespace against NumPy
   pmem bench btt                sectors against libpmemblk and the floor
   pmem bench cache              hits, hit ratios and media writes against LRU, ARC, S3-FIFO
-  pmem bench wear               what counting writes costs
+  pmem bench wear               lifetimes with levelling and without; what counting costs
   pmem bench policy             planning against parsing
   pmem bench nbd --help         options of a suite"""
 

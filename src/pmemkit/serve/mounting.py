@@ -9,7 +9,8 @@ loop device go, and with it the FUSE file, and with that this server.
 Invariants:
 1. Whatever fails, or stops it, while it is set up, all that was put up is taken down again.
 2. The server ends only when nobody has the FUSE file open, or when it is told to stop twice.
-3. Before it ends, the device is flushed; what failed then is kept for whoever unmounts.
+3. Before it ends, the device is flushed; what failed then, and what went to media meanwhile, is
+   kept for whoever unmounts.
 
 What this does not do: daemonise, talk to the user (:mod:`pmemkit.cli.mount_namespace`).
 """
@@ -22,17 +23,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from pmemkit.bus.programs import run_program
 from pmemkit.errors import Busy, InvalidArgument, NotSupported, PmemError, SystemFailure
 from pmemkit.serve import mounts
 from pmemkit.serve.fuse_export import FuseExport
 from pmemkit.serve.mounts import Mounted
-from pmemkit.storage import BlockDevice
+from pmemkit.storage import BlockDevice, Region
+from pmemkit.storage.defaults import Defaults
 from pmemkit.storage.signatures import Signature, identify
 
-__all__ = ["Stopped", "Wanted", "check_machine", "serve_mount"]
+__all__ = ["Served", "Stopped", "Wanted", "check_machine", "serve_mount"]
 
 _MKFS = {"ext4": (["mkfs.ext4", "-q"], "-F"), "xfs": (["mkfs.xfs", "-q"], "-f")}
 _MKFS_SECONDS = 600.0
@@ -53,6 +55,21 @@ class Wanted:
     force: bool = False
     options: str | None = None
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is under the file system."""
+
+    region: Region
+    device: BlockDevice
+    defaults: Defaults
+
+    def traffic(self) -> dict[str, Any]:
+        """What media were given, and what the cache did if there is one."""
+        stats = self.device.cache_stats
+        media = {"media": self.region.medium.stats()}
+        return media if stats is None else media | {"cache": stats}
 
 
 class Stopped(BaseException):
@@ -79,18 +96,22 @@ def check_machine(wanted: Wanted) -> None:
 
 def serve_mount(
     wanted: Wanted,
-    open_device: Callable[[ExitStack], BlockDevice],
+    open_device: Callable[[ExitStack], Served],
     announce: Callable[[Mounted], None],
     say: Callable[[str], None],
 ) -> None:
     """Mounts, announces it, and serves until it is unmounted. For the main thread of a process of
     its own: SIGTERM and SIGINT unmount it, and a second one cuts what is left."""
+    from pmemkit._native import fuse
+
     _on_stop(_raise_stopped)
+    # Before there is a cache, whose thread writes back what the mounted file system waits for.
+    fuse.allocate_without_write_back()
     with ExitStack() as stack:
-        device = open_device(stack)
-        found = identify(device.read, device.size)
+        served = open_device(stack)
+        found = identify(served.device.read, served.device.size)
         _check_contents(wanted, found)
-        server = _Server(wanted, device, _record(wanted, device).claim())
+        server = _Server(wanted, served, _record(wanted, served).claim())
         try:
             server.set_up(found)
             server.listen()
@@ -110,7 +131,8 @@ def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
     raise Stopped
 
 
-def _record(wanted: Wanted, device: BlockDevice) -> Mounted:
+def _record(wanted: Wanted, served: Served) -> Mounted:
+    device = served.device
     unit = device.channel().block_size_min
     sector_size = max(unit, _SECTOR_SIZES[0])
     if sector_size not in _SECTOR_SIZES:
@@ -125,6 +147,7 @@ def _record(wanted: Wanted, device: BlockDevice) -> Mounted:
         place=str(mounts.place_of(wanted.directory)),
         sector_size=sector_size,
         read_only=wanted.read_only or "write" not in device.capabilities,
+        **served.defaults.record(),
     )
 
 
@@ -141,10 +164,11 @@ def _check_contents(wanted: Wanted, found: Signature | None) -> None:
 class _Server:
     """One mount, from its record on."""
 
-    def __init__(self, wanted: Wanted, device: BlockDevice, record: Mounted) -> None:
+    def __init__(self, wanted: Wanted, served: Served, record: Mounted) -> None:
         self.record = record
         self._wanted = wanted
-        self._device = device
+        self._served = served
+        self._device = served.device
         self._export: FuseExport | None = None
         self._events: queue.SimpleQueue[Literal["unused", "stop"]] = queue.SimpleQueue()
 
@@ -208,6 +232,7 @@ class _Server:
             ended = self._export is None or self._export.join(_JOIN_SECONDS)
             if "flush" in self._device.capabilities:
                 self._device.flush()
+            self.record.save_traffic(self._served.traffic())
             if not ended:
                 text = "cut while it was in use: what programs had not synced is lost"
                 raise Busy(text, op="umount", path=self.record.directory)

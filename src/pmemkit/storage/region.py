@@ -227,6 +227,11 @@ class Region:
         return "raw" if self._place is None else self._place.mode
 
     @property
+    def ordering(self) -> Ordering:
+        """What mode sector promises on media of granularity ``page``: ``default``, ``strict``."""
+        return self._ordering
+
+    @property
     def opened(self) -> OpenedMedium:
         """What was found out when it was opened."""
         return self._open("opened")
@@ -264,6 +269,7 @@ class Region:
         read_only: bool = False,
         cache: CacheMode | None = None,
         cache_size: int | str | None = None,
+        levelling: Levelling | None = None,
     ) -> BlockDevice:
         """A block device over the whole region.
 
@@ -273,8 +279,11 @@ class Region:
         ``cache``: a double buffer in RAM below the layers, ``writeback`` or ``writethrough``, of
         ``cache_size`` bytes (by default a share of the memory that is free). The first device of a
         region decides, and the others have the same; ``None`` is whatever there is.
+
+        ``levelling``: in place of what the region was opened with; again the first device decides.
         """
         opened = self._open("device")
+        self._choose_levelling(levelling)
         parsed = [parse_layer(each) if isinstance(each, str) else each for each in layers]
         if self._bottom is None:
             self._bottom = self._make_bottom(opened)
@@ -297,6 +306,15 @@ class Region:
         )
         self._devices.add(device)
         return device
+
+    def _choose_levelling(self, levelling: Levelling | None) -> None:
+        if levelling in (None, self._levelling):
+            return
+        if self._bottom is not None:
+            text = f"a device with levelling {self._levelling} was made: the first one decides"
+            raise Busy(text, op="device", path=self._path)
+        check_levelling(levelling, self._levelling_period)
+        self._levelling = levelling
 
     def _make_bottom(self, opened: OpenedMedium) -> "Device":
         from pmemkit._native import block
@@ -345,8 +363,7 @@ class Region:
         with ExitStack() as stack:
             # Run in reverse: what devices still have to write goes out before the backing is gone.
             stack.callback(self._let_go)
-            if self._cache is not None:
-                stack.callback(self._cache.drain)
+            stack.callback(self._drain)
             for device in list(self._devices):
                 stack.callback(device.close)
 
@@ -356,6 +373,11 @@ class Region:
         wear = self._open("note_wear").wear
         if wear is not None:
             wear.note()
+
+    def _drain(self) -> None:
+        """A method of ours: what fails keeps what was called, which must not keep the medium."""
+        if self._cache is not None:
+            self._cache.drain()
 
     def _let_go(self) -> None:
         self._bottom = self._sectors = self._cache = None

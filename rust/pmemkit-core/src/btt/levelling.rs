@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use super::engine::{Arena, Entries, Lane, Lanes, Lines};
 use super::{Plant, ERROR, NORMAL, ZERO};
 use crate::error::{Error, Kind, Result};
-use crate::media::Medium;
+use crate::media::{caused_by, Cause, Medium};
 
 /// Sectors that are looked at for one relocation: four lines of the map.
 const SCAN: u32 = 64;
@@ -317,6 +317,7 @@ impl Arena {
         }
         let keep = state == ZERO && self.planted(Plant::RelocationSkipsZeroes);
         for lane in lanes.iter_mut().filter(|_| !keep) {
+            let _moved = caused_by(Cause::Levelling);
             // SAFETY: the content has room for the largest sector.
             let filled = unsafe { self.fill_block(medium, lane, content.as_ptr(), len) };
             lane.dead = filled.as_ref().is_err_and(|error| error.kind == Kind::Media);
