@@ -78,7 +78,8 @@ def test_by_nature_and_client(facts, client, cache, because):
     found = decide(facts, client)
     assert found.cache == cache
     assert because in found.because
-    assert str(found).startswith(f"cache {cache}: {found.because}; levelling ")
+    assert str(found).startswith(f"cache {cache}: {found.because}")
+    assert ("; levelling " in str(found)) == (facts.mode == "sector")
 
 
 def test_levelling_is_for_sectors_whose_media_wear():
@@ -87,7 +88,7 @@ def test_levelling_is_for_sectors_whose_media_wear():
         expected = facts.mode == "sector" and finite and not facts.read_only
         found = decide(facts, client)
         assert found.levelling == ("least-worn" if expected else "off")
-        assert found.levelling_because
+        assert (found.levelling_because is None) == (facts.mode != "sector")
 
 
 def test_what_holds_whatever_else_does():
@@ -125,12 +126,12 @@ def machine_file(path, **said):
 @pytest.mark.parametrize(
     ("said", "granularity", "cache", "levelling"),
     [
-        ({}, "cacheline", "writeback", False),
-        ({"endurance": "20P"}, "cacheline", "writeback", True),
-        ({"nature": "memory"}, "cacheline", "off", False),
-        ({"nature": "memory", "endurance": "20P"}, "byte", "writeback", True),
-        ({}, "byte", "off", False),
-        ({"endurance": "20P"}, "page", "off", True),
+        ({}, "cacheline", "writeback", "off"),
+        ({"endurance": "20P"}, "cacheline", "writeback", "least-worn"),
+        ({"nature": "memory"}, "cacheline", "off", "off"),
+        ({"nature": "memory", "endurance": "20P"}, "byte", "writeback", "least-worn"),
+        ({}, "byte", "off", "off"),
+        ({"endurance": "20P"}, "page", "off", "least-worn"),
     ],
 )
 def test_of_a_machine_file(tmp_path, monkeypatch, said, granularity, cache, levelling):
@@ -143,7 +144,9 @@ def test_of_a_machine_file(tmp_path, monkeypatch, said, granularity, cache, leve
         assert choose(region, "mount").cache == "off"
         for asked in CACHE_MODES:
             told = choose(region, "mount", asked).record()
-            assert told == {"cache": asked, "cache_because": "as asked for"}
+            assert (told["cache"], told["cache_because"]) == (asked, "as asked for")
+        told = choose(region, "mount", None, "random").record()
+        assert (told["levelling"], told["levelling_because"]) == ("random", "as asked for")
 
 
 def test_memory_and_what_is_only_read(tmp_path):

@@ -276,7 +276,8 @@ class _Reporter:
 
 def _announce(told: dict[str, Any], options: argparse.Namespace) -> None:
     for what in ("cache", "levelling"):
-        _say(f"{told['directory']}: {what} {told[what]}: {told[f'{what}_because']}")
+        if told[f"{what}_because"] is not None:
+            _say(f"{told['directory']}: {what} {told[what]}: {told[f'{what}_because']}")
     if options.json:
         print_json(told)
     else:

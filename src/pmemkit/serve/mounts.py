@@ -85,7 +85,7 @@ class Mounted:
     cache: str = "off"
     cache_because: str = ""
     levelling: str = "off"
-    levelling_because: str = ""
+    levelling_because: str | None = None
 
     @property
     def fuse_directory(self) -> Path:

@@ -69,7 +69,8 @@ class Defaults:
     """Of the cache."""
     levelling: Levelling = "off"
     """For the engine of mode sector."""
-    levelling_because: str
+    levelling_because: str | None
+    """``None`` where there is nothing to level: in other modes."""
     notes: tuple[str, ...] = ()
     """What could not be found out."""
 
@@ -84,6 +85,8 @@ class Defaults:
 
     def __str__(self) -> str:
         cache = f"cache {self.cache}: {self.because}"
+        if self.levelling_because is None:
+            return cache
         return f"{cache}; levelling {self.levelling}: {self.levelling_because}"
 
 
@@ -100,10 +103,10 @@ def decide(facts: Facts, client: Client) -> Defaults:
     return Defaults(cache="writeback", because=because, levelling=levelling, levelling_because=why)
 
 
-def _levelling(facts: Facts) -> tuple[Levelling, str]:
+def _levelling(facts: Facts) -> tuple[Levelling, str | None]:
     """Whether sectors are moved about, and why."""
     if facts.mode != "sector":
-        return "off", f"mode {facts.mode} has no map that would let it"
+        return "off", None
     if facts.read_only:
         return "off", "nothing is written to it"
     if not facts.finite:
