@@ -13,8 +13,7 @@ What this does not do: bytes, several writers, wear of the media's own levelling
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +29,8 @@ from pmemkit.storage.levelling import LEVELLING_PERIOD, LEVELLINGS, Levelling
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
-    from pmemkit._native.bench import Sectors
+    from pmemkit._native.block import Channel
+    from pmemkit._native.media import Medium
 
 __all__ = ["Lifetime", "arenas_for", "cases", "lifetime", "main"]
 
@@ -163,11 +163,8 @@ def _log_limit(report: Report) -> None:
 # --- throughput -----------------------------------------------------------------------------------
 
 
-@contextmanager
-def _pool(levelling: Levelling) -> "Iterator[Sectors]":
+def _pool() -> "Medium":
     """A namespace of mode sector in shared memory, every sector written once."""
-    from pmemkit.storage.sector import open_sectors
-
     fd = _native.media.memfd("pmemkit-bench")
     try:
         os.ftruncate(fd, _POOL_SIZE)
@@ -181,27 +178,39 @@ def _pool(levelling: Levelling) -> "Iterator[Sectors]":
         for write in group:
             if not isinstance(write, Clear):
                 medium.write(*write)
-    opened = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, levelling=levelling)
-    channel = opened.device().channel()
+    channel = _opened(medium, "off")
     once = b"\x5a" * (1 << 20)
     for offset in range(0, channel.size, len(once)):
         channel.write(offset, once[: channel.size - offset])
-    yield _native.bench.Sectors.channel(channel)
+    return medium
+
+
+def _opened(medium: "Medium", levelling: Levelling) -> "Channel":
+    from pmemkit.storage.sector import open_sectors
+
+    opened = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, levelling=levelling)
+    return opened.device().channel()
 
 
 def _throughput(report: Report, options: Options) -> None:
+    """On the same memory, opened anew for each run: elsewhere it might be slower or faster."""
     count = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
-    for victim in LEVELLINGS[1:]:
-        names = {threads: f"write 4096 {victim} threads {threads}" for threads in (1, 2)}
-        if not any(map(options.wanted, names.values())):
-            continue
-        with _pool(victim) as levelled, _pool("off") as plain:
-            for threads, name in names.items():
-                sides: list[Callable[[], float]] = [
-                    partial(each.ns, "write", threads, count) for each in (levelled, plain)
-                ]
-                ours, other = alternate(sides, options.runs)
-                report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
+    names = {
+        f"write 4096 {victim} threads {threads}": (victim, threads)
+        for victim in LEVELLINGS[1:]
+        for threads in (1, 2)
+    }
+    wanted = {name: case for name, case in names.items() if options.wanted(name)}
+    medium = _pool() if wanted else None
+    for name, (victim, threads) in wanted.items():
+
+        def timed(levelling: Levelling, threads: int = threads) -> float:
+            assert medium is not None
+            sectors = _native.bench.Sectors.channel(_opened(medium, levelling))
+            return sectors.ns("write", threads, count)
+
+        ours, other = alternate([partial(timed, victim), partial(timed, "off")], options.runs)
+        report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
 
 
 def cases(report: Report, trace: Path | None) -> list[Record]:
@@ -225,7 +234,7 @@ def cases(report: Report, trace: Path | None) -> list[Record]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the cases by themselves."""
-    options, _ = parse_options("levelling", arguments, runs=15, seconds=0.3)
+    options, _ = parse_options("levelling", arguments, runs=101, seconds=0.02)
     report, named = Report(options), os.environ.get("PMEMKIT_TRACE")
     cases(report, Path(named) if named else None)
     report.write()
