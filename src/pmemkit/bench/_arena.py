@@ -23,9 +23,9 @@ NOBODY: Final = UUID(int=0)
 """The parent of an arena without a label."""
 
 
-def sector_pool(size: int, sector_size: int, **options: Any) -> "tuple[Medium, Channel]":
+def sector_pool(size: int, sector_size: int) -> "tuple[Medium, Channel]":
     """A namespace of mode sector in shared memory of granularity ``cacheline``, each sector written
-    once. ``options`` are those of :func:`pmemkit.storage.sector.open_sectors`."""
+    once."""
     from pmemkit.storage.sector import open_sectors
 
     fd = media.memfd("pmemkit-bench")
@@ -40,7 +40,7 @@ def sector_pool(size: int, sector_size: int, **options: Any) -> "tuple[Medium, C
         for write in group:
             if not isinstance(write, Clear):
                 medium.write(*write)
-    engine = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, **options)
+    engine = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY)
     channel = engine.device().channel()
     once = b"\x5a" * (1 << 20)
     for offset in range(0, channel.size, len(once)):

@@ -12,13 +12,13 @@ has room for what the trace touches, and no more.
 What this does not do: bytes, several writers, wear of the media's own levelling.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pmemkit import _native
-from pmemkit.bench._arena import sector_pool
+from pmemkit.bench._arena import NOBODY, sector_pool
 from pmemkit.bench._blocks import BLOCK, read_csv
 from pmemkit.bench._runner import Options, Report, alternate
 from pmemkit.formats import btt
@@ -26,7 +26,8 @@ from pmemkit.storage.levelling import LEVELLING_PERIOD, LEVELLINGS, Levelling
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
-    from pmemkit._native.bench import Sectors
+    from pmemkit._native.block import Channel
+    from pmemkit._native.media import Medium
 
 __all__ = ["Lifetime", "arenas_for", "levelling_cases", "lifetime"]
 
@@ -159,25 +160,32 @@ def _log_limit(report: Report) -> None:
 # --- throughput -----------------------------------------------------------------------------------
 
 
-def _pool(levelling: Levelling) -> "Sectors":
-    """A namespace of mode sector in shared memory, every sector written once."""
-    _, channel = sector_pool(_POOL_SIZE, BLOCK, levelling=levelling)
-    return _native.bench.Sectors.channel(channel)
+def _opened(medium: "Medium", levelling: Levelling) -> "Channel":
+    from pmemkit.storage.sector import open_sectors
+
+    opened = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, levelling=levelling)
+    return opened.device().channel()
 
 
 def _throughput(report: Report, options: Options) -> None:
+    """On the same memory, opened anew for each run: elsewhere it might be slower or faster."""
     count = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
-    for victim in LEVELLINGS[1:]:
-        names = {threads: f"write 4096 {victim} threads {threads}" for threads in (1, 2)}
-        if not any(map(options.wanted, names.values())):
-            continue
-        both = (_pool(victim), _pool("off"))
-        for threads, name in names.items():
-            sides: list[Callable[[], float]] = [
-                partial(each.ns, "write", threads, count) for each in both
-            ]
-            ours, other = alternate(sides, options.runs)
-            report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
+    names = {
+        f"write 4096 {victim} threads {threads}": (victim, threads)
+        for victim in LEVELLINGS[1:]
+        for threads in (1, 2)
+    }
+    wanted = {name: case for name, case in names.items() if options.wanted(name)}
+    medium = sector_pool(_POOL_SIZE, BLOCK)[0] if wanted else None
+    for name, (victim, threads) in wanted.items():
+
+        def timed(levelling: Levelling, threads: int = threads) -> float:
+            assert medium is not None
+            sectors = _native.bench.Sectors.channel(_opened(medium, levelling))
+            return sectors.ns("write", threads, count)
+
+        ours, other = alternate([partial(timed, victim), partial(timed, "off")], options.runs)
+        report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
 
 
 def levelling_cases(report: Report, trace: Path | None) -> None:

@@ -14,7 +14,7 @@ LEVELLINGS: tuple[Levelling, ...] = ("off", "random", "least-worn")
 """Who gives a fresh block for a worn one: any sector, or one whose block was hardly written since
 the namespace was opened, which takes 4 bytes of RAM a block."""
 
-LEVELLING_PERIOD = 64
+LEVELLING_PERIOD = 100
 """Writes for one that levelling adds, at most: the psi of Start-Gap."""
 
 

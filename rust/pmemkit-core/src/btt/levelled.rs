@@ -1,4 +1,9 @@
 //! Levelling in small arenas: which sectors are moved, what they hold, what fails with them.
+//!
+//! Invariants:
+//! 1. The same seed, the same victims: nothing here depends on luck.
+//!
+//! What this does not do: lose power (`explore`), threads (`concurrency`).
 #![cfg(test)]
 
 use std::sync::Arc;
