@@ -303,6 +303,22 @@ def test_interrupted_at_any_moment(place, scale):
     assert 130 in outcomes
 
 
+def test_a_signal_waits_for_the_step_that_it_comes_in():
+    from pmemkit.serve.mounting import Stopped, _Stop
+
+    stop, done = _Stop(), []
+    with stop.later():
+        done.append("undisturbed")
+    with pytest.raises(Stopped), stop.later():
+        stop(signal.SIGTERM, None)
+        done.append("to its end")
+    # What takes it all down is not stopped by the next one.
+    stop(signal.SIGTERM, None)
+    assert done == ["undisturbed", "to its end"]
+    with pytest.raises(Stopped):
+        _Stop()(signal.SIGINT, None)
+
+
 def test_a_process_of_the_same_number_is_left_alone(place):
     from pmemkit.serve import mounts
 
