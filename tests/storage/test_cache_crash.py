@@ -95,12 +95,12 @@ def test_what_was_flushed_before_media_failed_survives(granularity, ops, mode, s
                 block.fault(below, ops=ops, nth=nth, count=0), mode=mode, read_ahead=0
             ),
         )
-        refused += survivors(recorded, random_requests(seed, recorded.size, 30))
-        # It is dropped, and has nothing more to say to media.
-        stores = sum(kind != "mark" for kind, _, _ in recorded.recording.events())
-        device, recorded.channel, recorded.device = recorded.device, None, None
-        del device
-        assert stores == sum(kind != "mark" for kind, _, _ in recorded.recording.events())
+        failed = survivors(recorded, random_requests(seed, recorded.size, 30))
+        refused += failed
+        events = len(recorded.recording.events())
+        recorded.channel = recorded.device = None
+        # Dropped after a failure, it has nothing more to say to media.
+        assert not failed or len(recorded.recording.events()) == events
         judged += recorded.check(limit=6)
     assert refused > 0 and judged > 10
 

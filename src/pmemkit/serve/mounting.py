@@ -7,7 +7,8 @@ its last user: so whoever unmounts the mount point, and be it the machine's shut
 loop device go, and with it the FUSE file, and with that this server.
 
 Invariants:
-1. Whatever fails, or stops it, while it is set up, all that was put up is taken down again.
+1. Whatever fails, or stops it, while it is set up, all that was put up is taken down again. A
+   signal is minded between steps, and while a file system is made.
 2. The server ends only when nobody has the FUSE file open, or when it is told to stop twice.
 3. Before it ends, the device is flushed; what failed then, and what went to media meanwhile, is
    kept for whoever unmounts.
@@ -18,8 +19,8 @@ What this does not do: daemonise, talk to the user (:mod:`pmemkit.cli.mount_name
 import os
 import queue
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -104,22 +105,26 @@ def serve_mount(
     its own: SIGTERM and SIGINT unmount it, and a second one cuts what is left."""
     from pmemkit._native import fuse
 
-    _on_stop(_raise_stopped)
+    stop = _Stop()
+    _on_stop(stop)
     # Before there is a cache, whose thread writes back what the mounted file system waits for.
     fuse.allocate_without_write_back()
     with ExitStack() as stack:
         served = open_device(stack)
         found = identify(served.device.read, served.device.size)
         _check_contents(wanted, found)
-        server = _Server(wanted, served, _record(wanted, served).claim())
+        server: _Server | None = None
         try:
+            with stop.later():
+                server = _Server(wanted, served, _record(wanted, served).claim(), stop)
             server.set_up(found)
             server.listen()
             announce(server.record)
             server.wait(say)
         finally:
             _on_stop(lambda *_: None)
-            server.take_down()
+            if server is not None:
+                server.take_down()
 
 
 def _on_stop(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -127,8 +132,29 @@ def _on_stop(handler: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(number, handler)
 
 
-def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
-    raise Stopped
+class _Stop:
+    """The handler of signals while it is set up: raises :class:`Stopped`, once; not in the middle
+    of a step that would then be done without anybody who knows of it."""
+
+    def __init__(self) -> None:
+        self._waits = self._told = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._waits:
+            self._told = True
+        else:
+            self._waits = True
+            raise Stopped
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A step that is done whole: what comes meanwhile is raised at its end."""
+        self._waits = True
+        yield
+        self._waits = False
+        if self._told:
+            self._waits = True
+            raise Stopped
 
 
 def _record(wanted: Wanted, served: Served) -> Mounted:
@@ -164,8 +190,9 @@ def _check_contents(wanted: Wanted, found: Signature | None) -> None:
 class _Server:
     """One mount, from its record on."""
 
-    def __init__(self, wanted: Wanted, served: Served, record: Mounted) -> None:
+    def __init__(self, wanted: Wanted, served: Served, record: Mounted, stop: _Stop) -> None:
         self.record = record
+        self._stop = stop
         self._wanted = wanted
         self._served = served
         self._device = served.device
@@ -175,17 +202,19 @@ class _Server:
     def set_up(self, found: Signature | None) -> None:
         """FUSE file, loop device, file system; the record says how far it came."""
         wanted, record = self._wanted, self.record
-        self._export = FuseExport(self._device, record.fuse_directory, record.name)
         size, read_only = record.sector_size, record.read_only
-        loop = mounts.attach_loop(record.fuse_file, sector_size=size, read_only=read_only)
-        record = self.record = record.save(loop=loop)
+        with self._stop.later():
+            self._export = FuseExport(self._device, record.fuse_directory, record.name)
+            loop = mounts.attach_loop(record.fuse_file, sector_size=size, read_only=read_only)
+            record = self.record = record.save(loop=loop)
         if mounts.attribute_of(loop, "loop/dio") != "1":
             raise NotSupported(f"{loop} does no direct I/O on a FUSE file here", op="mount")
         if wanted.mkfs is not None:
             words, force = _MKFS[wanted.mkfs]
             words = [*words, *([force] if wanted.force else []), loop]
             run_program(words, timeout_seconds=_MKFS_SECONDS)
-        self._mount(loop, found)
+        with self._stop.later():
+            self._mount(loop, found)
         # From here on it goes with its last user.
         mounts.release_loop(loop)
         filesystem = wanted.mkfs or (found.name if found is not None else None)
