@@ -37,6 +37,8 @@
 //!    block stay as they are.
 //! 7. An entry with error or zero state names a block that belongs to its sector all the same.
 //! 8. Whoever finds an entry in memory finds the data of its block: W7 comes after a release.
+//! 9. A relocation ([`super::levelling`]) is a write of what the sector holds, after that of the
+//!    client is durable, with a lane taken anew: nothing above knows the difference.
 //!
 //! Where it was tried: `explore` (1 to 3, 5, 7, at every crash point), `model` (4, 8, in every
 //! interleaving), `concurrency` (4, on real threads).
