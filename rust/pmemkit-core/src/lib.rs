@@ -9,6 +9,7 @@ pub mod bench;
 pub mod block;
 pub mod btt;
 pub mod cache;
+pub mod direct;
 pub mod error;
 pub mod formats;
 pub mod fuse;

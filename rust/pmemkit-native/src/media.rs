@@ -71,6 +71,16 @@ impl Medium {
         self.inner.granularity().name()
     }
 
+    #[getter]
+    fn loads_by_mapping(&self) -> bool {
+        self.inner.loads_by_mapping()
+    }
+
+    #[getter]
+    fn stores_by_mapping(&self) -> bool {
+        self.inner.stores_by_mapping()
+    }
+
     fn __len__(&self) -> usize {
         self.inner.len() as usize
     }
