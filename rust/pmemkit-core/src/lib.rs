@@ -16,4 +16,5 @@ pub mod fuse;
 pub mod media;
 pub mod nbd;
 mod place;
+pub mod remote;
 pub mod sg;

@@ -15,6 +15,8 @@ mod media;
 mod nbd;
 mod reader;
 mod recording;
+mod remote;
+mod sg;
 
 use pyo3::prelude::*;
 
@@ -39,6 +41,10 @@ mod _native {
     use crate::media::media;
     #[pymodule_export]
     use crate::nbd::nbd;
+    #[pymodule_export]
+    use crate::remote::remote;
+    #[pymodule_export]
+    use crate::sg::sg;
 
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };

@@ -11,6 +11,8 @@ from . import formats as formats
 from . import fuse as fuse
 from . import media as media
 from . import nbd as nbd
+from . import remote as remote
+from . import sg as sg
 
 BUILD_PROFILE: str
 """``"debug"`` or ``"release"``; benchmarks refuse anything but the latter."""
