@@ -33,10 +33,11 @@ from pmemkit.units import format_size, parse_size
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
 
-__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "open_medium"]
+__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "names_no_file", "open_medium"]
 
 Locking = Literal["on", "off"]
 
+REMOTE_SCHEME = "remote+"
 _MEMORY_SPECS: dict[str, Backing] = {
     "anonymous": "anonymous",
     "memfd": "memfd",
@@ -61,6 +62,11 @@ def memory_spec(path: str) -> tuple[Backing, str] | None:
     scheme, _, size = path.partition(":")
     backing = _MEMORY_SPECS.get(scheme)
     return (backing, size) if backing is not None and size else None
+
+
+def names_no_file(path: str) -> bool:
+    """True for a spec: memory, or a region of another process."""
+    return memory_spec(path) is not None or path.startswith(REMOTE_SCHEME)
 
 
 def failure_of(cause: OSError, op: str, path: str) -> PmemError:

@@ -9,6 +9,8 @@ Invariants:
 4. Opened as ``IMAGE:namespaceR.N`` it is the bytes that a user of that namespace sees. An image
    that holds several namespaces, or an info block, is not taken for one raw namespace.
 5. There is one cache or none, below every device: two would not see each other's writes.
+6. Closing waits for scatter-gather copies that touch the region to notice and end.
+
 What this does not do: change labels and info blocks (:mod:`pmemkit.namespace`).
 """
 
@@ -20,7 +22,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
-from pmemkit.errors import Busy, Closed, InvalidArgument, Latched, PmemError
+from pmemkit.errors import (
+    Busy,
+    Closed,
+    InvalidArgument,
+    Latched,
+    NotSupported,
+    PmemError,
+    ReadOnly,
+)
 from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
 from pmemkit.storage.caching import CacheMode, add_cache
@@ -137,6 +147,7 @@ class Region:
         self._bottom: Device | None = None
         self._cache: Cache | None = None
         self._sectors: Sectors | None = None
+        self._lent: int | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
     def __enter__(self) -> "Region":
@@ -213,6 +224,34 @@ class Region:
         """The mapped bytes."""
         return self._open("medium").medium
 
+    def lend(self, op: str, *, write: bool) -> int:
+        """The number that scatter-gather lists name its bytes by, until it is closed.
+
+        Refused where bytes have to go another way: mode sector (:class:`NotSupported`), through a
+        cache (:class:`Busy`), or not at all (:class:`ReadOnly`, :class:`Latched`).
+        """
+        from pmemkit._native import sg
+
+        opened = self._open(op)
+        if self.mode == "sector":
+            text = "mode sector writes sectors through its map: copy by way of a device"
+            raise NotSupported(text, op=op, path=self._path)
+        self._check_uncached(op)
+        if write:
+            self._check_latch(op)
+            if opened.read_only:
+                raise ReadOnly("the region is open for reading", op=op, path=self._path)
+        if self._lent is None:
+            self._lent = sg.add(opened.medium, write=not opened.read_only)
+        return self._lent
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            from pmemkit._native import sg
+
+            lent, self._lent = self._lent, None
+            sg.remove(lent)
+
     def resize(self, size: int) -> None:
         """Grows or shrinks the region and its backing."""
         opened = self._open("resize")
@@ -230,6 +269,7 @@ class Region:
         self._check_latch("refresh")
         self._check_uncached("refresh")
         if opened.current_size() != len(opened.medium):
+            self._take_back()
             opened.remap()
             self._bottom = None
         return self.size
@@ -320,6 +360,7 @@ class Region:
                 stack.callback(device.close)
 
     def _let_go(self) -> None:
+        self._take_back()
         self._bottom = self._sectors = self._cache = None
         if self._opened is not None:
             self._opened.close()

@@ -114,16 +114,18 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// A copier of this file, whose descriptor is duplicated.
+    /// A copier of this file, which it opens for itself.
     pub fn new(fd: BorrowedFd<'_>, way: Way, options: Options) -> Result<Copier> {
         if options.depth == 0 || options.piece == 0 || !options.piece.is_multiple_of(FRAME_SIZE) {
             let Options { depth, piece, .. } = options;
             let text = format!("{depth} pieces of {piece} bytes: pieces are whole pages");
             return Err(Error::new(Kind::Invalid, "copy", text));
         }
-        let plain = fd.try_clone_to_owned().map_err(|cause| {
+        // Opened anew, so that a lock on the caller's descriptor goes when the caller closes it.
+        let plain = sys::reopen(fd, way, false).map(OwnedFd::from);
+        let plain = plain.or_else(|_| fd.try_clone_to_owned()).map_err(|cause| {
             let errno = cause.raw_os_error().unwrap_or(libc::EBADF);
-            Error::from_errno("copy", errno, "duplicating the descriptor")
+            Error::from_errno("copy", errno, "opening the file")
         })?;
         let entries = options.depth.next_power_of_two();
         let ring = if options.ring { IoUring::new(entries).ok().map(Mutex::new) } else { None };
@@ -152,7 +154,7 @@ impl Copier {
             Some((memory, offset)) => (u64::from(memory), u64::from(offset)),
             None => (512, 512),
         };
-        match sys::open_direct(self.plain.as_fd(), self.way) {
+        match sys::reopen(self.plain.as_fd(), self.way, true) {
             // Whole pages, so that no page is written through the cache and around it.
             Ok(file) => {
                 Some(Direct { file, memory_align, offset_align: offset_align.max(FRAME_SIZE) })

@@ -30,10 +30,11 @@ struct CacheRange {
     len: u64,
 }
 
-/// The same file opened anew, around the page cache.
-pub fn open_direct(fd: BorrowedFd<'_>, way: Way) -> std::io::Result<File> {
+/// The same file opened anew, with locks of its own: around the page cache, if so `direct`ed.
+pub fn reopen(fd: BorrowedFd<'_>, way: Way, direct: bool) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(way == Way::Out).custom_flags(libc::O_DIRECT);
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    options.read(true).write(way == Way::Out).custom_flags(flags);
     options.open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
