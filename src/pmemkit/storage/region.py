@@ -32,7 +32,14 @@ from pmemkit.errors import (
     ReadOnly,
 )
 from pmemkit.media.granularity import Granularity
-from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
+from pmemkit.media.provider import (
+    Locking,
+    OpenedMedium,
+    failure_of,
+    names_no_file,
+    open_medium,
+)
+from pmemkit.media.remote import is_remote
 from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer
@@ -59,7 +66,8 @@ def open_region(
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
     ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
-    machine file (``machine.toml:namespace0.0``).
+    machine file (``machine.toml:namespace0.0``); ``remote+unix:///run/pool.sock`` or
+    ``remote+tcp://HOST:PORT`` one that another process serves.
 
     With ``create_size`` a file that does not exist is made, sparse; one that exists stays as it is.
     ``granularity`` overrides what the platform says a store needs to be durable (``byte``,
@@ -75,6 +83,8 @@ def open_region(
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
     """
+    if is_remote(os.fspath(path)):
+        create_size = None
     if create_size is not None and split_namespace(os.fspath(path)) is None:
         size = parse_size(create_size) if isinstance(create_size, str) else create_size
         try:
@@ -103,13 +113,13 @@ def open_region(
 
 def _place_of(path: str, *, backup_info_block: bool) -> Place | None:
     """The namespace that a path names; ``None`` for a file or device taken as it is."""
-    named = split_namespace(path)
+    named = None if is_remote(path) else split_namespace(path)
     if named is not None and not os.path.lexists(path):
         return locate(*named, backup_info_block=backup_info_block)
     if backup_info_block:
         text = "a backup info block is that of a namespace: say PATH:namespaceR.N"
         raise InvalidArgument(text, op="open", path=path)
-    if memory_spec(path) is None and os.path.isfile(path):  # noqa: PTH113 - the same
+    if not names_no_file(path) and os.path.isfile(path):  # noqa: PTH113 - the same
         require_whole(path)
     return None
 

@@ -30,7 +30,7 @@ struct CacheRange {
     len: u64,
 }
 
-/// The same file opened anew, with locks of its own: around the page cache, if so `direct`ed.
+/// The same file opened anew, with locks of its own: around the page cache where `direct`.
 pub fn reopen(fd: BorrowedFd<'_>, way: Way, direct: bool) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     let flags = if direct { libc::O_DIRECT } else { 0 };

@@ -300,6 +300,10 @@ impl Medium for Remote {
         false
     }
 
+    fn blocks(&self) -> bool {
+        true
+    }
+
     fn flush(&self, at: u64, len: u64) -> Result<()> {
         check_range("flush", at, len, self.terms.size)
     }
