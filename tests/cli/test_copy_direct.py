@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from cli_run import PMEM, call, environment, pmem, refused
@@ -72,7 +73,7 @@ RANGES = [(0, 0, None), (0, 0, 1), (100, 100, 2 * MIB), (4096, 8192, 70_000), (7
 def test_every_pair_of_ends_carries_the_same_bytes(source, target, kind, around, ring):
     data = source.read_bytes()
     before = blob(SIZE + MIB, 2)
-    shared = f"/dev/shm/pmemkit-copy-{os.getpid()}"
+    shared = Path(f"/dev/shm/pmemkit-copy-{os.getpid()}")
     places = {"memory": f"memfd:{SIZE + MIB}", "lines": shared, "file": target, "out": target}
     where, made = places[kind], [shared, target]
     try:
@@ -82,11 +83,9 @@ def test_every_pair_of_ends_carries_the_same_bytes(source, target, kind, around,
             if kind == "out":
                 # From memory into a file.
                 first = shared
-                with open(shared, "wb") as file:
-                    file.write(data)
+                first.write_bytes(data)
             if kind != "memory":
-                with open(where, "wb") as file:
-                    file.write(before)
+                where.write_bytes(before)
             force = {"granularity": "cacheline"} if kind == "lines" else {}
             with (
                 pmemkit.open(first, read_only=True) as one,
@@ -112,8 +111,7 @@ def test_every_pair_of_ends_carries_the_same_bytes(source, target, kind, around,
                 assert (done["buffered_bytes"] > 0) == (kind == "file")
     finally:
         for path in made:
-            if os.path.exists(path):
-                os.unlink(path)
+            path.unlink(missing_ok=True)
 
 
 def test_mappings_are_copied_from_one_to_the_other():
@@ -132,9 +130,12 @@ def test_what_has_a_write_path_of_its_own_has_no_carrier(source, tmp_path):
         more = ("--mode", "sector") if words[0] == "create-namespace" else ()
         assert in_process(*words, *more)[0] == 0
     name = f"{image}:namespace0.0"
-    with pmemkit.open(source, read_only=True) as one, pmemkit.open(name) as two:
-        with pytest.raises(NotSupported, match="mode sector"):
-            carrier_for(one, two)
+    with (
+        pmemkit.open(source, read_only=True) as one,
+        pmemkit.open(name) as two,
+        pytest.raises(NotSupported, match="mode sector"),
+    ):
+        carrier_for(one, two)
     with pmemkit.open(source, read_only=True) as one, pmemkit.open("memfd:4M") as two:
         two.device(cache="writeback", cache_size="1M")
         with pytest.raises(Busy):

@@ -1,4 +1,4 @@
-"""Regions of other processes: the suite of devices, permissions, and peers that die or misbehave."""
+"""Regions of other processes: the suite of devices, permissions, peers that die or misbehave."""
 
 import os
 import random
@@ -103,32 +103,39 @@ class TestOverTcp(Remote):
 
 
 def test_it_says_what_the_target_is():
-    with pmemkit.open("memfd:1M") as below, served(RegionExport("", below)) as address:
-        with pmemkit.open(address) as region:
-            assert (region.size, region.granularity, region.volatile) == (MIB, "page", True)
-            assert region.persistence_domain == "none"
-            assert (region.mode, region.path, region.opened.backing) == ("raw", address, "remote")
-            for refused in ({"granularity": "byte"}, {"required_granularity": "cacheline"}):
-                with pytest.raises(NotSupported):
-                    pmemkit.open(address, **refused)
+    with (
+        pmemkit.open("memfd:1M") as below,
+        served(RegionExport("", below)) as address,
+        pmemkit.open(address) as region,
+    ):
+        assert (region.size, region.granularity, region.volatile) == (MIB, "page", True)
+        assert region.persistence_domain == "none"
+        assert (region.mode, region.path, region.opened.backing) == ("raw", address, "remote")
+        for refused in ({"granularity": "byte"}, {"required_granularity": "cacheline"}):
             with pytest.raises(NotSupported):
-                region.resize(2 * MIB)
-            assert region.refresh() == MIB
+                pmemkit.open(address, **refused)
+        with pytest.raises(NotSupported):
+            region.resize(2 * MIB)
+        assert region.refresh() == MIB
 
 
 def test_segments_go_to_a_remote_region_and_back():
     data = random.Random(4).randbytes(3 * MIB)
-    with pmemkit.open("memfd:4M") as below, served(RegionExport("", below)) as address:
-        with pmemkit.open(address) as there, pmemkit.open("memfd:4M") as here:
-            here.device().write(0, data)
-            assert sg.copy([(here, 0, 3 * MIB)], [(there, 77, 3 * MIB)], durable=True) == 3 * MIB
-            assert below.device().read(77, 3 * MIB) == data
-            back = bytearray(3 * MIB)
-            sg.copy([(there, 77, 3 * MIB)], [(back, 0, 3 * MIB)])
-            assert back == data
-            before = below.medium.stats()["syncs"]
-            there.device().flush()
-            assert below.medium.stats()["syncs"] == before + 1
+    with (
+        pmemkit.open("memfd:4M") as below,
+        served(RegionExport("", below)) as address,
+        pmemkit.open(address) as there,
+        pmemkit.open("memfd:4M") as here,
+    ):
+        here.device().write(0, data)
+        assert sg.copy([(here, 0, 3 * MIB)], [(there, 77, 3 * MIB)], durable=True) == 3 * MIB
+        assert below.device().read(77, 3 * MIB) == data
+        back = bytearray(3 * MIB)
+        sg.copy([(there, 77, 3 * MIB)], [(back, 0, 3 * MIB)])
+        assert back == data
+        before = below.medium.stats()["syncs"]
+        there.device().flush()
+        assert below.medium.stats()["syncs"] == before + 1
 
 
 def test_an_export_for_reading_is_not_written():
@@ -178,7 +185,7 @@ def test_a_user_that_is_not_allowed_is_turned_away(monkeypatch):
                 if allowed:
                     pmemkit.open(address).close()
                 else:
-                    with pytest.raises(SystemFailure, match="user 54321 .* is not allowed"):
+                    with pytest.raises(SystemFailure, match=r"user 54321 .* is not allowed"):
                         pmemkit.open(address)
                 monkeypatch.undo()
 
@@ -195,7 +202,7 @@ def test_the_kernel_turns_strangers_away_too(tmp_path):
     )
     with pmemkit.open("memfd:1M") as below, served(RegionExport("", below)) as address:
         path = parse_address(address).unix
-        os.chmod(os.path.dirname(path), 0o755)
+        Path(path).parent.chmod(0o755)
         done = subprocess.run([sys.executable, "-c", program, path], check=False)
         assert done.returncode == 7
 
@@ -204,13 +211,16 @@ def test_bad_media_there_are_bad_media_here(tmp_path):
     image = tmp_path / "bad.img"
     image.write_bytes(b"x" * MIB)
     note(str(image), "inject", BadRun(16, 1))
-    with pmemkit.open(image) as below, served(RegionExport("", below)) as address:
-        with pmemkit.open(address) as region:
-            with pytest.raises(MediaError, match="bad media"):
-                region.device().read(8000, 1000)
-            assert region.device().read(0, 8) == b"x" * 8
-            region.device().write(8192, b"y" * 512)
-            assert region.device().read(8192, 2) == b"yy"
+    with (
+        pmemkit.open(image) as below,
+        served(RegionExport("", below)) as address,
+        pmemkit.open(address) as region,
+    ):
+        with pytest.raises(MediaError, match="bad media"):
+            region.device().read(8000, 1000)
+        assert region.device().read(0, 8) == b"x" * 8
+        region.device().write(8192, b"y" * 512)
+        assert region.device().read(8192, 2) == b"yy"
 
 
 @pytest.mark.parametrize(
@@ -287,14 +297,17 @@ def drained(sock):
     ],
 )
 def test_a_hello_that_is_none_ends_the_connection_and_no_other(hello):
-    with pmemkit.open("memfd:1M") as below, served(RegionExport("", below)) as address:
-        with pmemkit.open(address) as other:
-            with connect_raw(address) as sock:
-                sock.sendall(hello)
-                sock.shutdown(socket.SHUT_WR)
-                said = drained(sock)
-            assert not said or remote.parse(said[:64])[3] != 0
-            assert other.device().read(0, 4) == bytes(4)
+    with (
+        pmemkit.open("memfd:1M") as below,
+        served(RegionExport("", below)) as address,
+        pmemkit.open(address) as other,
+    ):
+        with connect_raw(address) as sock:
+            sock.sendall(hello)
+            sock.shutdown(socket.SHUT_WR)
+            said = drained(sock)
+        assert not said or remote.parse(said[:64])[3] != 0
+        assert other.device().read(0, 4) == bytes(4)
 
 
 def test_a_version_from_the_future_is_refused_in_words():
@@ -473,20 +486,21 @@ def test_the_header_made_by_hand_is_the_core_s():
 
 
 def test_ranges_that_are_not_there_are_refused_by_the_server():
-    with pmemkit.open("memfd:1M") as below, served(RegionExport("", below)) as address:
-        with raw_connection(address) as sock:
-            client = remote.Client(
-                sock.fileno(), 1 << 40, read_only=False, punches=True, patience=5.0
-            )
-            for call in (
-                lambda: client.medium.read(MIB - 1, 2),
-                lambda: client.medium.write(1 << 39, b"x"),
-                lambda: client.medium.zero(0, MIB + 1),
-                lambda: client.medium.extents(MIB, 1),
-                lambda: client.medium.persist(MIB, 1),
-            ):
-                with pytest.raises(OutOfRange):
-                    call()
+    with (
+        pmemkit.open("memfd:1M") as below,
+        served(RegionExport("", below)) as address,
+        raw_connection(address) as sock,
+    ):
+        client = remote.Client(sock.fileno(), 1 << 40, read_only=False, punches=True, patience=5.0)
+        for call in (
+            lambda: client.medium.read(MIB - 1, 2),
+            lambda: client.medium.write(1 << 39, b"x"),
+            lambda: client.medium.zero(0, MIB + 1),
+            lambda: client.medium.extents(MIB, 1),
+            lambda: client.medium.persist(MIB, 1),
+        ):
+            with pytest.raises(OutOfRange):
+                call()
 
 
 def test_closing_the_server_ends_its_clients_in_time():

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         metavar="[NAME=]REGION",
         nargs="+",
-        help="files, devices, IMAGE:namespaceR.N or memory specs; one without a name is the default",
+        help="files, devices, IMAGE:namespaceR.N or memory specs; without a name it is the default",
     )
     parser.add_argument("--unix", metavar="SOCK", action="append", default=[], help="a socket")
     parser.add_argument(

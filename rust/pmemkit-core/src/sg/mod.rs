@@ -10,7 +10,7 @@
 //! 3. A `HOST` segment is made only through an `unsafe` constructor: its maker vouches for the
 //!    memory for as long as the list is in use. Segments of media carry no address at all.
 //!
-//! What this does not do: own memory, resolve media segments (the medium does, or the [`Registry`]).
+//! What this does not do: own memory, find the media of segments: the [`Registry`] does.
 
 mod registry;
 #[cfg(test)]
