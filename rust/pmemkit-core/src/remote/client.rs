@@ -1,8 +1,8 @@
 //! A region of another process as a medium: loads copy out, stores copy in, and durable is what was
 //! committed there.
 //!
-//! States: good -> lost. A connection that failed, timed out or broke the protocol stays lost: answers
-//! that are still on their way could not be told from those to come.
+//! States: good -> lost. A connection that failed, timed out or broke the protocol stays lost:
+//! answers that are still on their way could not be told from those to come.
 //!
 //! Invariants:
 //! 1. One call at a time is on the wire; its requests are, at most [`WINDOW`] of them.

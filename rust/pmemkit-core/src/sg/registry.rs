@@ -9,8 +9,8 @@
 //! 1. Everything that can be refused is refused before a byte moves: unknown regions, what a region
 //!    does not allow, ranges past its end, lists of different lengths, overlap.
 //! 2. A range that is written overlaps no other range of the copy, neither one that is read nor one
-//!    that is written. Two regions over the same bytes are not noticed: whoever registers both has to
-//!    keep them apart.
+//!    that is written. Two regions over the same bytes are not noticed: whoever registers both has
+//!    to keep them apart.
 //! 3. Bytes move in the order of the lists. When a copy fails, `moved` bytes from its start were
 //!    stored, and nothing behind the step that failed.
 //! 4. After a copy, what was stored was flushed and fenced; a durable one also synced every region
