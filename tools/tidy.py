@@ -66,7 +66,6 @@ ENGINES = (
     "fuse",
     "fault",
     "direct",
-    "sg",
     "remote",
 )
 STORAGE_PATH = ("block", "nbd", "cache", "btt", "vhost", "fuse")

@@ -28,14 +28,21 @@ from pmemkit.media.badblocks import with_bad_blocks
 from pmemkit.media.granularity import Backing, Decision, Platform, decide
 from pmemkit.media.lock import lock
 from pmemkit.media.platform import LinuxPlatform
-from pmemkit.media.remote import connect, is_remote
 from pmemkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
     from pmemkit._native.remote import Client
 
-__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "names_no_file", "open_medium"]
+__all__ = [
+    "Locking",
+    "OpenedMedium",
+    "failure_of",
+    "is_remote",
+    "memory_spec",
+    "names_no_file",
+    "open_medium",
+]
 
 Locking = Literal["on", "off"]
 
@@ -63,6 +70,11 @@ def memory_spec(path: str) -> tuple[Backing, str] | None:
     scheme, _, size = path.partition(":")
     backing = _MEMORY_SPECS.get(scheme)
     return (backing, size) if backing is not None and size else None
+
+
+def is_remote(path: str) -> bool:
+    """True for the address of a region that another process serves."""
+    return path.startswith("remote+")
 
 
 def names_no_file(path: str) -> bool:
@@ -193,6 +205,9 @@ def _open_remote(
     path: str, granularity: str | None, required: str | None, read_only: bool
 ) -> OpenedMedium:
     """A region of another process: whatever it is there, here only a commit makes it durable."""
+    # Not before it is needed: sockets take their time to load.
+    from pmemkit.media.remote import connect
+
     decision = decide(
         "remote",
         None,

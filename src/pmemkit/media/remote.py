@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATIENCE_SECONDS",
-    "REMOTE_SCHEME",
     "Address",
     "Answer",
     "Connected",
@@ -36,12 +35,10 @@ __all__ = [
     "connect",
     "encode_answer",
     "encode_refusal",
-    "is_remote",
     "parse_address",
     "read_hello",
 ]
 
-REMOTE_SCHEME = "remote+"
 PATIENCE_SECONDS = 30.0
 _NAME_SIZE_MAX = 255
 _FRAME_SIZE = 4096
@@ -94,11 +91,6 @@ class Connected:
 
     client: "Client"
     answer: Answer
-
-
-def is_remote(path: str) -> bool:
-    """True for the address of a remote region."""
-    return path.startswith(REMOTE_SCHEME)
 
 
 def parse_address(text: str) -> Address:

@@ -36,10 +36,10 @@ from pmemkit.media.provider import (
     Locking,
     OpenedMedium,
     failure_of,
+    is_remote,
     names_no_file,
     open_medium,
 )
-from pmemkit.media.remote import is_remote
 from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
 from pmemkit.storage.layers import Layer, parse_layer

@@ -286,7 +286,7 @@ fn a_header_is_parsed_or_refused_and_gives_its_bytes_back() {
         let header = Header {
             version: dice.roll() as u16,
             op: Op::from_number((dice.roll() % 7 + 1) as u16).unwrap(),
-            reply: dice.roll() % 2 == 0,
+            reply: dice.roll().is_multiple_of(2),
             status: (dice.roll() % 16) as u32 * (dice.roll() % 3 / 2) as u32,
             tag: dice.roll() << 20 ^ dice.roll(),
             pfn: Pfn((dice.roll() << 30 ^ dice.roll()) >> (dice.roll() % 64)),
@@ -329,7 +329,7 @@ fn whatever_comes_over_the_wire_the_server_ends_or_answers() {
             let at = dice.roll() >> (dice.roll() % 44);
             let header = Header::request(op, tag, at, dice.roll() % 3000);
             let mut bytes = header.encode();
-            if dice.roll() % 4 == 0 {
+            if dice.roll().is_multiple_of(4) {
                 let at = dice.roll() as usize % HEADER_SIZE;
                 bytes[at] = dice.roll() as u8;
             }

@@ -191,7 +191,7 @@ impl Header {
             (false, Op::CopyIn) | (true, Op::CopyOut) => {
                 u64::from(payload) == self.len && payload <= PAYLOAD_MAX
             }
-            (true, Op::Extents) => payload as usize <= EXTENTS_MAX * 8 && payload % 8 == 0,
+            (true, Op::Extents) => payload as usize <= EXTENTS_MAX * 8 && payload.is_multiple_of(8),
             (false, Op::CopyOut) => payload == 0 && self.len <= u64::from(PAYLOAD_MAX),
             _ => payload == 0,
         };
