@@ -55,7 +55,19 @@ GLOSSARY = "docs/glossary.md"
 PACKAGE = "src/pmemkit/"
 CORE = "rust/pmemkit-core/src/"
 GLUE = "rust/pmemkit-native/"
-ENGINES = ("media", "block", "nbd", "cache", "btt", "frames", "vhost", "fuse", "fault")
+ENGINES = (
+    "media",
+    "block",
+    "nbd",
+    "cache",
+    "btt",
+    "frames",
+    "vhost",
+    "fuse",
+    "fault",
+    "direct",
+    "remote",
+)
 STORAGE_PATH = ("block", "nbd", "cache", "btt", "vhost", "fuse")
 SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs")
 
@@ -74,6 +86,7 @@ RANKS = {
     "memory": 6,
     "dax": 6,
     "policy": 7,
+    "sg": 7,
     "serve": 8,
     "": 9,
     "bench": 10,

@@ -7,6 +7,7 @@ mod block;
 mod btt;
 mod buffer;
 mod cache;
+mod direct;
 mod error;
 mod formats;
 mod fuse;
@@ -14,6 +15,8 @@ mod media;
 mod nbd;
 mod reader;
 mod recording;
+mod remote;
+mod sg;
 
 use pyo3::prelude::*;
 
@@ -29,6 +32,8 @@ mod _native {
     #[pymodule_export]
     use crate::btt::btt;
     #[pymodule_export]
+    use crate::direct::direct;
+    #[pymodule_export]
     use crate::formats::formats;
     #[pymodule_export]
     use crate::fuse::fuse;
@@ -36,6 +41,10 @@ mod _native {
     use crate::media::media;
     #[pymodule_export]
     use crate::nbd::nbd;
+    #[pymodule_export]
+    use crate::remote::remote;
+    #[pymodule_export]
+    use crate::sg::sg;
 
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };

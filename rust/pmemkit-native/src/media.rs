@@ -40,6 +40,18 @@ fn how_from(name: &str) -> PyResult<Store> {
     }
 }
 
+impl Medium {
+    /// Runs `work` without the GIL unless it copies little, from where nobody is waited for.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        len: u64,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> PyResult<T> {
+        run(py, if self.inner.blocks() { u64::MAX } else { len }, work)
+    }
+}
+
 fn refuse(text: String) -> PyErr {
     to_py(Error::new(Kind::Invalid, "media", text))
 }
@@ -72,6 +84,16 @@ impl Medium {
         self.inner.granularity().name()
     }
 
+    #[getter]
+    fn loads_by_mapping(&self) -> bool {
+        self.inner.loads_by_mapping()
+    }
+
+    #[getter]
+    fn stores_by_mapping(&self) -> bool {
+        self.inner.stores_by_mapping()
+    }
+
     fn __len__(&self) -> usize {
         self.inner.len() as usize
     }
@@ -86,7 +108,9 @@ impl Medium {
         PyBytes::new_with(py, length.0 as usize, |bytes| {
             let target = bytes.as_mut_ptr() as usize;
             // SAFETY: the new object has `length` bytes, and nobody else has seen it yet.
-            run(py, length.0, || unsafe { self.inner.load(offset.0, target as *mut u8, length.0) })
+            self.run(py, length.0, || unsafe {
+                self.inner.load(offset.0, target as *mut u8, length.0)
+            })
         })
     }
 
@@ -94,7 +118,7 @@ impl Medium {
         let held = Held::new(target, true)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.load(offset.0, address.get(), len) })?;
+        self.run(py, len, || unsafe { self.inner.load(offset.0, address.get(), len) })?;
         Ok(len)
     }
 
@@ -110,23 +134,23 @@ impl Medium {
         let held = Held::new(data, false)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.store(offset.0, address.get(), len, how) })
+        self.run(py, len, || unsafe { self.inner.store(offset.0, address.get(), len, how) })
     }
 
     fn zero(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
-        run(py, length.0, || self.inner.zero(offset.0, length.0))
+        self.run(py, length.0, || self.inner.zero(offset.0, length.0))
     }
 
-    fn load_u64(&self, offset: Bytes) -> PyResult<u64> {
-        self.inner.load_u64(offset.0).map_err(to_py)
+    fn load_u64(&self, py: Python<'_>, offset: Bytes) -> PyResult<u64> {
+        self.run(py, 8, || self.inner.load_u64(offset.0))
     }
 
-    fn store_u64(&self, offset: Bytes, value: u64) -> PyResult<()> {
-        self.inner.store_u64(offset.0, value).map_err(to_py)
+    fn store_u64(&self, py: Python<'_>, offset: Bytes, value: u64) -> PyResult<()> {
+        self.run(py, 8, || self.inner.store_u64(offset.0, value))
     }
 
     fn flush(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
-        run(py, length.0, || self.inner.flush(offset.0, length.0))
+        self.run(py, length.0, || self.inner.flush(offset.0, length.0))
     }
 
     fn fence(&self) {
@@ -137,7 +161,7 @@ impl Medium {
         if self.inner.sync_blocks() {
             return py.detach(|| self.inner.persist(offset.0, length.0)).map_err(to_py);
         }
-        run(py, length.0, || self.inner.persist(offset.0, length.0))
+        self.run(py, length.0, || self.inner.persist(offset.0, length.0))
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {

@@ -37,6 +37,14 @@ class Medium:
     def granularity(self) -> str:
         """``byte``, ``cacheline`` or ``page``."""
 
+    @property
+    def loads_by_mapping(self) -> bool:
+        """True when the kernel may be handed the mapping to send from."""
+
+    @property
+    def stores_by_mapping(self) -> bool:
+        """True when the kernel may be handed the mapping to receive into."""
+
     def __len__(self) -> int: ...
     def read(self, offset: int, length: int) -> bytes: ...
     def readinto(self, offset: int, target: Buffer) -> int: ...

@@ -2,7 +2,7 @@
 
 A path may be a regular file (on a DAX mount too), a block device or a device DAX. A spec is
 memory: ``anonymous:SIZE``, ``memfd:SIZE`` or ``hugetlb:SIZE``; write ``./memfd:1G`` for a file that
-has such a name.
+has such a name. ``remote+unix://`` and ``remote+tcp://`` name a region of another process.
 
 Invariants:
 1. A file that is open for writing here is locked against every other opening through this module,
@@ -34,8 +34,17 @@ from pmemkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
+    from pmemkit._native.remote import Client
 
-__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "open_medium"]
+__all__ = [
+    "Locking",
+    "OpenedMedium",
+    "failure_of",
+    "is_remote",
+    "memory_spec",
+    "names_no_file",
+    "open_medium",
+]
 
 Locking = Literal["on", "off"]
 
@@ -63,6 +72,16 @@ def memory_spec(path: str) -> tuple[Backing, str] | None:
     scheme, _, size = path.partition(":")
     backing = _MEMORY_SPECS.get(scheme)
     return (backing, size) if backing is not None and size else None
+
+
+def is_remote(path: str) -> bool:
+    """True for the address of a region that another process serves."""
+    return path.startswith("remote+")
+
+
+def names_no_file(path: str) -> bool:
+    """True for a spec: memory, or a region of another process."""
+    return memory_spec(path) is not None or is_remote(path)
 
 
 def failure_of(cause: OSError, op: str, path: str) -> PmemError:
@@ -94,6 +113,8 @@ class OpenedMedium:
     """Offset and length of the range that was opened; ``None`` for all of it."""
     wear: Tracker | None = None
     """Counts what is stored; ``None`` for what is not an image, or is not written."""
+    client: "Client | None" = None
+    """The connection to a region of another process."""
 
     @property
     def resizable(self) -> bool:
@@ -122,9 +143,11 @@ class OpenedMedium:
             raise failure_of(cause, "refresh", self.path) from cause
 
     def close(self) -> None:
-        """Notes what was written, and closes the descriptor."""
+        """Notes what was written, and closes the descriptor or the connection."""
         if self.wear is not None:
             self.wear.note()
+        if self.client is not None:
+            self.client.close()
         if self.file is not None:
             self.file.close()
 
@@ -149,6 +172,8 @@ def open_medium(
     path = os.fspath(path_or_spec)
     if locking not in ("on", "off"):
         raise InvalidArgument(f"locking is on or off, not {locking!r}", op="open", path=path)
+    if is_remote(path):
+        return _open_remote(path, granularity, required_granularity, read_only)
     memory = memory_spec(path)
     file: io.FileIO | None = None
     try:
@@ -188,6 +213,37 @@ def open_medium(
         raise
     return OpenedMedium(
         medium, path, backing, read_only, decision, volatile, domain, locked, file, part, tracker
+    )
+
+
+def _open_remote(
+    path: str, granularity: str | None, required: str | None, read_only: bool
+) -> OpenedMedium:
+    """A region of another process: whatever it is there, here only a commit makes it durable."""
+    # Not before it is needed: sockets take their time to load.
+    from pmemkit.media.remote import connect
+
+    decision = decide(
+        "remote",
+        None,
+        LinuxPlatform(),
+        override=granularity,
+        environment={},
+        required=required,
+    )
+    connected = connect(path, read_only=read_only)
+    answer = connected.answer
+    return OpenedMedium(
+        connected.client.medium,
+        path,
+        "remote",
+        read_only,
+        decision,
+        "its server says that it is" if answer.volatile else None,
+        answer.domain,
+        False,
+        None,
+        client=connected.client,
     )
 
 

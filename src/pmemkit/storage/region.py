@@ -9,6 +9,8 @@ Invariants:
 4. Opened as ``IMAGE:namespaceR.N`` it is the bytes that a user of that namespace sees. An image
    that holds several namespaces, or an info block, is not taken for one raw namespace.
 5. There is one cache or none, below every device: two would not see each other's writes.
+6. Closing waits for scatter-gather copies that touch the region to notice and end.
+
 What this does not do: change labels and info blocks (:mod:`pmemkit.namespace`).
 """
 
@@ -20,9 +22,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
-from pmemkit.errors import Busy, Closed, InvalidArgument, Latched, PmemError
+from pmemkit.errors import (
+    Busy,
+    Closed,
+    InvalidArgument,
+    Latched,
+    NotSupported,
+    PmemError,
+    ReadOnly,
+)
 from pmemkit.media.granularity import Granularity
-from pmemkit.media.provider import Locking, OpenedMedium, failure_of, memory_spec, open_medium
+from pmemkit.media.provider import (
+    Locking,
+    OpenedMedium,
+    failure_of,
+    is_remote,
+    names_no_file,
+    open_medium,
+)
 from pmemkit.media.wear import Counting
 from pmemkit.storage.caching import CacheMode, add_cache
 from pmemkit.storage.device import BlockDevice
@@ -54,7 +71,8 @@ def open_region(
 ) -> "Region":
     """Opens a file, a block device, a device DAX, or memory (``anonymous:1G``, ``memfd:1G``,
     ``hugetlb:1G``) as a region; ``IMAGE:namespace0.0`` opens one namespace of an image or of a
-    machine file (``machine.toml:namespace0.0``).
+    machine file (``machine.toml:namespace0.0``); ``remote+unix:///run/pool.sock`` or
+    ``remote+tcp://HOST:PORT`` one that another process serves.
 
     With ``create_size`` a file that does not exist is made, sparse; one that exists stays as it is.
     ``granularity`` overrides what the platform says a store needs to be durable (``byte``,
@@ -78,6 +96,8 @@ def open_region(
     A region open for writing is locked: opening it once more is :class:`Busy`, because two writers
     destroy an image. ``locking="off"`` opens it all the same.
     """
+    if is_remote(os.fspath(path)):
+        create_size = None
     if create_size is not None and split_namespace(os.fspath(path)) is None:
         size = parse_size(create_size) if isinstance(create_size, str) else create_size
         try:
@@ -108,13 +128,13 @@ def open_region(
 
 def _place_of(path: str, *, backup_info_block: bool) -> Place | None:
     """The namespace that a path names; ``None`` for a file or device taken as it is."""
-    named = split_namespace(path)
+    named = None if is_remote(path) else split_namespace(path)
     if named is not None and not os.path.lexists(path):
         return locate(*named, backup_info_block=backup_info_block)
     if backup_info_block:
         text = "a backup info block is that of a namespace: say PATH:namespaceR.N"
         raise InvalidArgument(text, op="open", path=path)
-    if memory_spec(path) is None and os.path.isfile(path):  # noqa: PTH113 - the same
+    if not names_no_file(path) and os.path.isfile(path):  # noqa: PTH113 - the same
         require_whole(path)
     return None
 
@@ -160,6 +180,7 @@ class Region:
         self._bottom: Device | None = None
         self._cache: Cache | None = None
         self._sectors: Sectors | None = None
+        self._lent: int | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
 
     def __enter__(self) -> "Region":
@@ -241,6 +262,34 @@ class Region:
         """The mapped bytes."""
         return self._open("medium").medium
 
+    def lend(self, op: str, *, write: bool) -> int:
+        """The number that scatter-gather lists name its bytes by, until it is closed.
+
+        Refused where bytes have to go another way: mode sector (:class:`NotSupported`), through a
+        cache (:class:`Busy`), or not at all (:class:`ReadOnly`, :class:`Latched`).
+        """
+        from pmemkit._native import sg
+
+        opened = self._open(op)
+        if self.mode == "sector":
+            text = "mode sector writes sectors through its map: copy by way of a device"
+            raise NotSupported(text, op=op, path=self._path)
+        self._check_uncached(op)
+        if write:
+            self._check_latch(op)
+            if opened.read_only:
+                raise ReadOnly("the region is open for reading", op=op, path=self._path)
+        if self._lent is None:
+            self._lent = sg.add(opened.medium, write=not opened.read_only)
+        return self._lent
+
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            from pmemkit._native import sg
+
+            lent, self._lent = self._lent, None
+            sg.remove(lent)
+
     def resize(self, size: int) -> None:
         """Grows or shrinks the region and its backing."""
         opened = self._open("resize")
@@ -258,6 +307,7 @@ class Region:
         self._check_latch("refresh")
         self._check_uncached("refresh")
         if opened.current_size() != len(opened.medium):
+            self._take_back()
             opened.remap()
             self._bottom = None
         return self.size
@@ -380,6 +430,7 @@ class Region:
             self._cache.drain()
 
     def _let_go(self) -> None:
+        self._take_back()
         self._bottom = self._sectors = self._cache = None
         if self._opened is not None:
             self._opened.close()

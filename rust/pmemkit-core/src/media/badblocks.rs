@@ -199,6 +199,10 @@ impl Medium for BadBlocks {
         false
     }
 
+    fn blocks(&self) -> bool {
+        self.next.blocks()
+    }
+
     fn flush(&self, at: u64, len: u64) -> Result<()> {
         self.next.flush(at, len)
     }

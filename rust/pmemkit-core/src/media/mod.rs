@@ -139,6 +139,12 @@ pub trait Medium: Send + Sync {
         true
     }
 
+    /// True when loads and stores may wait for somebody else, a peer for one: whoever must not wait
+    /// makes them on another thread.
+    fn blocks(&self) -> bool {
+        false
+    }
+
     /// Starts writing the cache lines of the range back. A no-op unless granularity is `cacheline`.
     fn flush(&self, at: u64, len: u64) -> Result<()>;
 
