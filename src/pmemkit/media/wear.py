@@ -227,7 +227,7 @@ def _locked(path: str) -> Iterator[None]:
             os.close(fd)
 
 
-def block_size_for(size: int, start: int, counting: Counting) -> int:
+def _block_size_for(size: int, start: int, counting: Counting) -> int:
     """Bytes of a block of a medium that begins at byte ``start`` of an image of ``size`` bytes."""
     block_size = _BLOCK_LEAST
     while size > block_size * _BLOCKS_MOST[counting]:
@@ -259,7 +259,7 @@ class Tracker:
             self._noted = dict.fromkeys(CAUSES, (0, 0))
             self._counted = array("I")
             if self._counting != "off":
-                block_size = block_size_for(self._size, self._start, self._counting)
+                block_size = _block_size_for(self._size, self._start, self._counting)
                 every = 1 if self._counting == "exact" else EVERY_STORES
                 medium.count_blocks(block_size, every=every)
 
@@ -292,7 +292,7 @@ class Tracker:
             ledger.size, ledger.updated = max(self._size, ledger.size), now
             ledger.sampled |= self._counting == "sampled"
             if not ledger.block_size and block_size:
-                ledger.block_size = block_size_for(self._size, 0, self._counting)
+                ledger.block_size = _block_size_for(self._size, 0, self._counting)
             ledger.add(more, block_size, fresh, self._start)
             return ledger
 
