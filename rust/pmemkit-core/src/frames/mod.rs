@@ -10,13 +10,29 @@
 //!
 //! What this does not do: know where the bytes of a frame are, touch them, zero them.
 
-mod reference;
+mod allocator;
+mod areas;
+mod durable;
+mod map;
+mod plant;
+mod slot;
+mod sync;
+mod sys;
+mod table;
+mod tree;
+mod validate;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 
 use crate::error::{Error, Kind, Result};
-use crate::media::{check_range, Medium};
-use reference::Reference;
+use crate::media::Medium;
+
+pub use allocator::Allocator;
 
 /// Frames of an area: 2 MiB, the unit of going online and offline.
 pub const AREA: u64 = 512;
@@ -24,6 +40,9 @@ pub const AREA: u64 = 512;
 pub const ORDER_MAX: u32 = 10;
 /// The order of 1 GiB.
 pub const GIGANTIC: u32 = 18;
+
+/// The largest tag.
+pub const TAG_MAX: u8 = 3;
 
 /// What an owner says of its allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,161 +130,6 @@ pub struct Stats {
     pub offline: u64,
     /// Share of the free frames that no run of order 9 can be made of.
     pub fragmentation: f64,
-}
-
-/// Hands out frames.
-pub struct Allocator {
-    inner: Mutex<Reference>,
-}
-
-impl Allocator {
-    /// An allocator whose page map is in DRAM.
-    pub fn new(frames: u64, options: Options) -> Result<Allocator> {
-        if frames == 0 {
-            return Err(Error::new(Kind::Invalid, "frames", "a page map has at least one frame"));
-        }
-        Ok(Allocator { inner: Mutex::new(Reference::new(frames, options.online)) })
-    }
-
-    /// An allocator whose page map is in the region.
-    pub fn over(place: Place, frames: u64, options: Options) -> Result<Allocator> {
-        check_range("frames", place.offset, place.length, place.medium.len())?;
-        let needed = Allocator::map_size(frames);
-        if place.length < needed {
-            let text = format!("{} bytes are too few: the map takes {needed}", place.length);
-            return Err(Error::new(Kind::Invalid, "frames", text).at(place.offset));
-        }
-        if place.persistent {
-            let text = "a map that survives a power failure";
-            return Err(Error::new(Kind::NotSupported, "frames", text));
-        }
-        Allocator::new(frames, options)
-    }
-
-    /// Bytes that a map in the region takes.
-    pub fn map_size(frames: u64) -> u64 {
-        4096 + frames.next_multiple_of(4096)
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Reference> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a run of `2^order` frames at a multiple of its length.
-    pub fn get(&self, order: u32) -> Result<u64> {
-        self.locked().get(order)
-    }
-
-    /// Puts one back.
-    pub fn put(&self, frame: u64, order: u32) -> Result<()> {
-        self.locked().put(frame, order)
-    }
-
-    /// Takes a run of any length.
-    pub fn get_run(&self, frames: u64) -> Result<u64> {
-        self.locked().get_run(frames)
-    }
-
-    /// Puts an allocation of this length back, whoever took it.
-    pub fn put_run(&self, first: u64, frames: u64) -> Result<()> {
-        self.locked().put_run(first, frames)
-    }
-
-    /// Takes these very frames, online or not.
-    pub fn claim(&self, first: u64, frames: u64) -> Result<()> {
-        self.locked().claim(first, frames)
-    }
-
-    /// Makes the allocations exactly these, and tells how many others there were.
-    pub fn retain(&self, live: &[Live]) -> Result<u64> {
-        let inner = &mut *self.locked();
-        let frames = inner.frames();
-        let mut leaked = 0;
-        for each in inner.allocated(0, frames)? {
-            if !live.contains(&each) {
-                inner.set_flags(each.first, |flags| flags.pinned = false)?;
-                inner.put_run(each.first, each.frames)?;
-                leaked += 1;
-            }
-        }
-        for each in live {
-            let known = inner.descriptor(each.first)?;
-            if !known.allocated || known.first != each.first || known.frames != each.frames {
-                inner.claim(each.first, each.frames)?;
-            }
-        }
-        Ok(leaked)
-    }
-
-    /// Hands nothing out of these areas any more. True where nothing in them is allocated.
-    pub fn offline(&self, first: u64, count: u64) -> Result<bool> {
-        self.locked().offline(first, count)
-    }
-
-    /// Hands these areas out again.
-    pub fn online(&self, first: u64, count: u64) -> Result<()> {
-        self.locked().online(first, count)
-    }
-
-    /// The allocations that touch a range, in order.
-    pub fn allocated(&self, first: u64, count: u64) -> Result<Vec<Live>> {
-        self.locked().allocated(first, count)
-    }
-
-    /// What is known of a frame.
-    pub fn descriptor(&self, frame: u64) -> Result<Descriptor> {
-        self.locked().descriptor(frame)
-    }
-
-    /// Changes what the owner of an allocation says of it; `None` leaves a flag as it is.
-    pub fn set_flags(
-        &self,
-        first: u64,
-        pinned: Option<bool>,
-        movable: Option<bool>,
-        tag: Option<u8>,
-    ) -> Result<()> {
-        self.locked().set_flags(first, |flags| {
-            flags.pinned = pinned.unwrap_or(flags.pinned);
-            flags.movable = movable.unwrap_or(flags.movable);
-            flags.tag = tag.unwrap_or(flags.tag);
-        })
-    }
-
-    /// Frames that can be handed out.
-    pub fn free_frames(&self) -> u64 {
-        self.locked().free_frames()
-    }
-
-    /// Frames there are.
-    pub fn frames(&self) -> u64 {
-        self.locked().frames()
-    }
-
-    /// Bytes of one descriptor.
-    pub fn frame_bytes(&self) -> u64 {
-        1
-    }
-
-    /// Bytes of the page map and of what the allocator keeps beside it.
-    pub fn metadata_bytes(&self) -> u64 {
-        self.frames()
-    }
-
-    /// How the free frames lie.
-    pub fn stats(&self) -> Stats {
-        Stats { free: self.free_frames(), ..Stats::default() }
-    }
-
-    /// Walks everything. What is wrong, in sentences.
-    pub fn validate(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    /// Makes a persistent map durable; nothing to do for another.
-    pub fn flush(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// The order of a run of this length, where there is one.
