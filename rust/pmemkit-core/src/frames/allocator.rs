@@ -408,8 +408,10 @@ impl Allocator {
                 self.areas.give_span(first, count);
                 self.trees.sub_span(first, count);
                 if count >= FRAMES {
-                    // What was used last is taken first.
-                    self.slots[place()].set_hint(true, first / FRAMES);
+                    // What lies low is taken first: it was used before.
+                    let slot = &self.slots[place()];
+                    let hint = slot.hint(true).unwrap_or(u64::MAX);
+                    slot.set_hint(true, hint.min(first / FRAMES));
                 }
                 return Ok(());
             }

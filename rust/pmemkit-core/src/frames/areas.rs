@@ -270,6 +270,10 @@ impl Areas {
         if part.count == FRAMES {
             let flags = if closed_too { entry.load(Ordering::Relaxed) & CLOSED } else { 0 };
             let taken = flags | WHOLE | FULL;
+            if planted(Plant::LookThenTake) && entry.load(Ordering::Acquire) == flags {
+                entry.store(taken, Ordering::Relaxed);
+                return true;
+            }
             let order = (Ordering::Acquire, Ordering::Relaxed);
             return entry.compare_exchange(flags, taken, order.0, order.1).is_ok();
         }
@@ -309,14 +313,9 @@ impl Areas {
     #[inline]
     pub fn give_word(&self, word: u64, mask: u64) {
         let (area, count) = (word / WORDS as u64, mask.count_ones() as u16);
-        if planted(Plant::FreeBeforeBits) {
-            self.release(area, count);
-        }
         let before = self.bits[word as usize].fetch_and(!mask, Ordering::Release);
         debug_assert!(before & mask == mask);
-        if !planted(Plant::FreeBeforeBits) {
-            self.release(area, count);
-        }
+        self.release(area, count);
     }
 
     /// Gives a span back that was taken as one.

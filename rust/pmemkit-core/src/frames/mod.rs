@@ -13,6 +13,8 @@
 mod allocator;
 mod areas;
 mod durable;
+#[cfg(test)]
+mod explore;
 mod map;
 mod plant;
 mod slot;
@@ -22,6 +24,8 @@ mod table;
 mod tree;
 mod validate;
 
+#[cfg(feature = "model-check")]
+mod model;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]

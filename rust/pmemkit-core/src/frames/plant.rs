@@ -9,8 +9,8 @@ pub enum Plant {
     None,
     /// The bits of a frame are set before the area counts it.
     BitsBeforeCount,
-    /// The area counts frames as free whose bits are still set.
-    FreeBeforeBits,
+    /// An area is looked at and then taken as one, in two steps.
+    LookThenTake,
     /// A thread does not look whether its slot is closed.
     NoLookAtTheDoor,
     /// Nobody waits until a thread has left its slot.

@@ -8,10 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    check_order, check_span, no_room, not_allocated, order_of, wrong_length, Descriptor, Flags,
-    Live, AREA,
-};
+use super::{check_order, check_span, not_allocated, wrong_length, Descriptor, Flags, Live, AREA};
 use crate::error::{Error, Kind, Result};
 
 /// A map of what is allocated.
@@ -65,33 +62,9 @@ impl Reference {
         !self.is_closed(first, count) && before.is_none_or(|(f, (n, _))| f + n <= first)
     }
 
-    /// True where a run of this order could be handed out.
-    pub fn has(&self, order: u32) -> bool {
-        self.find(1 << order, 1 << order).is_some()
-    }
-
     /// True where `count` frames at a multiple of `align` could be handed out.
     pub fn has_run(&self, count: u64, align: u64) -> bool {
         self.find(count, align).is_some()
-    }
-
-    /// Takes a run of one order.
-    pub fn get(&mut self, order: u32) -> Result<u64> {
-        check_order(order)?;
-        let first = self.find(1 << order, 1 << order).ok_or_else(|| no_room(1 << order))?;
-        self.live.insert(first, (1 << order, Flags::default()));
-        Ok(first)
-    }
-
-    /// Takes a run of any length.
-    pub fn get_run(&mut self, count: u64) -> Result<u64> {
-        if let Some(order) = order_of(count) {
-            return self.get(order);
-        }
-        check_span("get_run", 0, count, self.frames)?;
-        let first = self.find(count, 1).ok_or_else(|| no_room(count))?;
-        self.live.insert(first, (count, Flags::default()));
-        Ok(first)
     }
 
     /// Takes these very frames, online or not.

@@ -34,6 +34,19 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// An empty one. In the allocator a table of zeroes has them.
+    #[allow(dead_code)]
+    pub fn empty() -> Slot {
+        Slot {
+            inside: AtomicU32::new(0),
+            closed: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+            area: AtomicU64::new(0),
+            whole: AtomicU64::new(0),
+            kept: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
     /// Begins to use the slot; false while it is closed.
     #[inline]
     pub fn enter(&self, asymmetric: bool) -> bool {
