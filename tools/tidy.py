@@ -56,7 +56,7 @@ PACKAGE = "src/pmemkit/"
 CORE = "rust/pmemkit-core/src/"
 GLUE = "rust/pmemkit-native/"
 ENGINES = ("media", "block", "nbd", "cache", "btt", "frames", "vhost", "fuse", "fault")
-STORAGE_PATH = ("block", "nbd", "cache", "btt", "vhost", "fuse")
+STORAGE_PATH = ("media", "block", "nbd", "cache", "btt", "vhost", "fuse", "sg", "place")
 SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs")
 
 # Who stands on whom. A package may import those with a smaller rank; packages of one rank do not
