@@ -13,10 +13,12 @@ import importlib
 import importlib.util
 import mmap
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pmemkit import _native
 from pmemkit.bench._runner import (
@@ -27,6 +29,10 @@ from pmemkit.bench._runner import (
     refuse_debug_build,
 )
 from pmemkit.errors import NotSupported, PmemError
+
+if TYPE_CHECKING:
+    from pmemkit._native.frames import Allocator
+    from pmemkit._native.media import Medium
 
 __all__ = ["main"]
 
@@ -54,7 +60,7 @@ def _reload_with_room(arguments: Sequence[str]) -> None:
     if _TUNABLE not in tunables:
         environment = {**os.environ, "GLIBC_TUNABLES": ":".join(filter(None, (tunables, _TUNABLE)))}
         command = [sys.executable, "-m", "pmemkit.bench.frames", *arguments]
-        os.execve(sys.executable, command, environment)  # noqa: S606 - this very program
+        os.execve(sys.executable, command, environment)
 
 
 def _peers() -> dict[str, str]:
@@ -105,7 +111,7 @@ def _case(
     report: Report, name: str, what: tuple[str, int, int, int], peers: dict[str, str]
 ) -> None:
     pattern, order, threads, _ = what
-    ours = {
+    ours: dict[str, dict[str, Any]] = {
         name: {},
         f"{name}, no magazines": {"magazines": False},
         f"{name}, persistent": {"persistent": True},
@@ -113,11 +119,16 @@ def _case(
     sides: list[Callable[[], float]] = [partial(_side, *what, **each) for each in ours.values()]
     sides += [partial(_side, *what, library=each) for each in peers.values()]
     samples = alternate(sides, report.options.runs)
-    for mine, figures in zip(ours, samples, strict=False):
-        for peer, theirs in zip(peers, samples[len(ours) :], strict=True):
-            report.add(mine, "ns", figures, theirs, peer, less_is_better=True)
-        if pattern == "bulk" and threads == 1:
-            published = [_LLFREE_NS[order]]
+    theirs = dict(zip(peers, samples[len(ours) :], strict=True))
+    for peer, figures in theirs.items():
+        report.add(name, "ns", samples[0], figures, peer, less_is_better=True)
+    if theirs:
+        best = min(theirs, key=lambda peer: statistics.median(theirs[peer]))
+        for mine, figures in list(zip(ours, samples, strict=False))[1:]:
+            report.add(mine, "ns", figures, theirs[best], best, less_is_better=True)
+    if pattern == "bulk" and threads == 1:
+        published = [_LLFREE_NS[order]]
+        for mine, figures in zip(ours, samples, strict=False):
             report.add(mine, "ns", figures, published, "LLFree, published", less_is_better=True)
 
 
@@ -156,6 +167,25 @@ def _opening(report: Report) -> None:
     report.add(name, "us", mine, other, "5 x mmap and a pass", less_is_better=True)
 
 
+def _flush_us(allocator: "Allocator", count: int) -> float:
+    taken = [allocator.get(6) for _ in range(count)]
+    start = time.perf_counter()
+    allocator.flush()
+    took = time.perf_counter() - start
+    for frame in taken:
+        allocator.put(frame, 6)
+    allocator.flush()
+    return took * 1e6
+
+
+def _write_back_us(medium: "Medium", size: int, count: int) -> float:
+    start = time.perf_counter()
+    for line in range(count):
+        medium.flush(size - 64 * (line + 1), 64)
+    medium.fence()
+    return (time.perf_counter() - start) * 1e6
+
+
 def _flushing(report: Report) -> None:
     """One flush of a persistent map that 1000 scattered gets changed, and of one that one did."""
     frames = 1 << 20
@@ -172,25 +202,8 @@ def _flushing(report: Report) -> None:
             os.close(fd)
         allocator = _native.frames.Allocator.over(medium, 0, size, frames, persistent=True)
 
-        def flush(allocator: _native.frames.Allocator = allocator, count: int = count) -> float:
-            taken = [allocator.get(6) for _ in range(count)]
-            start = time.perf_counter()
-            allocator.flush()
-            took = time.perf_counter() - start
-            for frame in taken:
-                allocator.put(frame, 6)
-            allocator.flush()
-            return took * 1e6
-
-        def floor(
-            medium: "_native.media.Medium" = medium, count: int = count, size: int = size
-        ) -> float:
-            start = time.perf_counter()
-            for line in range(count):
-                medium.flush(size - 64 * (line + 1), 64)
-            medium.fence()
-            return (time.perf_counter() - start) * 1e6
-
+        flush = partial(_flush_us, allocator, count)
+        floor = partial(_write_back_us, medium, size, count)
         mine, other = alternate([flush, floor], report.options.runs)
         report.add(name, "us", mine, other, "write-back, called a line", less_is_better=True)
 

@@ -1,10 +1,10 @@
 //! Every image that a power failure could leave of a page map that survives, opened and checked.
 //!
 //! A sequence takes and puts at random and flushes now and then. At every point between two stores,
-//! write-backs and fences, each image must open to a map that holds the allocations of the last flush
-//! that returned or of the one that was in progress: every one that both have, and none that neither
-//! has. Then recovery is told what anybody still wants, and nothing may be left over; what is taken
-//! and flushed afterwards must be found again.
+//! write-backs and fences, each image must open to a map that holds the allocations of the last
+//! flush that returned or of the one that was in progress: every one that both have, and none that
+//! neither has. Then recovery is told what anybody still wants, and nothing may be left over; what
+//! is taken and flushed afterwards must be found again.
 //!
 //! Invariants:
 //! 1. The same seed gives the same sequence and the same images.
