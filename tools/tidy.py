@@ -328,7 +328,7 @@ def _check_core(source: Source) -> Iterator[Finding]:
             text = f"{words!r}: calls of the system belong into this module's sys.rs"
             yield source.find("system-calls", source.at(match.start()), text)
     if top in STORAGE_PATH:
-        for match in re.finditer(r"\b(?:crate|super)::frames\b", source.code):
+        for match in re.finditer(r"\b(?:crate|super)::(?:\{[^;]*\b)?frames\b", source.code):
             text = "storage has no page map and must not know about frames"
             yield source.find("no-page-map", source.at(match.start()), text)
 

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from pmemkit import _native
 from pmemkit._native import frames, media
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, OutOfRange, PmemError
+from pmemkit.formats.infoblock import RESERVED_SIZE, shape
 
 AREA = 512
 GIGANTIC = 18
@@ -192,6 +193,18 @@ def test_a_place_without_room_is_refused(offset, length, error):
     medium = media.map_anonymous(8192)
     with pytest.raises(error):
         frames.Allocator.over(medium, offset, length, 4096, persistent=False)
+
+
+@pytest.mark.parametrize("size", [32 << 20, 1 << 30, (5 << 30) + (2 << 20)])
+def test_the_map_fits_where_the_kernel_keeps_its_own(size):
+    found = shape(size, map="dev", align=2 << 20)
+    room = found.dataoff - RESERVED_SIZE
+    assert frames.Allocator.map_size(found.npfns) <= room
+    medium = media.map_anonymous(found.dataoff)
+    made = frames.Allocator.over(medium, RESERVED_SIZE, room, found.npfns, persistent=False)
+    taken = [made.get(9) for _ in range(4)]
+    assert made.allocated(0, found.npfns) == [(first, 512) for first in sorted(taken)]
+    assert medium.read(0, RESERVED_SIZE) == bytes(RESERVED_SIZE)
 
 
 def test_a_map_of_another_version_is_refused():

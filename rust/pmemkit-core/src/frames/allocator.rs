@@ -24,7 +24,7 @@ use super::durable::{Durable, Held};
 use super::map::{self, PageMap, NOTHING};
 use super::plant::Plant;
 use super::slot::Slot;
-use super::sync::KEPT;
+use super::sync::{fence_all, KEPT};
 use super::table::{Table, Zeroed};
 use super::tree::{Pass, Trees};
 use super::{
@@ -32,7 +32,7 @@ use super::{
     wrong_length, Descriptor, Flags, Live, Options, Place, Stats, GIGANTIC, ORDER_MAX,
 };
 use crate::error::{Error, Kind, Result};
-use crate::place::{place, SHARED};
+use crate::place::{place, taken, SHARED};
 
 // SAFETY: atomics, of which zero bytes are a value.
 unsafe impl Zeroed for Slot {}
@@ -455,8 +455,13 @@ impl Allocator {
             return true;
         }
         let _visiting = self.visiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // A thread that took its place after the fence sees what the caller did before it.
+        let seated = if fence_all(self.asymmetric) { taken() } else { u64::MAX };
         let mut all = true;
-        for slot in &self.slots[..SHARED] {
+        for (index, slot) in self.slots[..SHARED].iter().enumerate() {
+            if seated >> index & 1 == 0 && slot.count() == 0 {
+                continue;
+            }
             let give = || slot.drain(KEPT, |word, mask| self.give_words(word, mask));
             all &= slot.visit(self.asymmetric, give);
         }
