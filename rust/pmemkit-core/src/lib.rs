@@ -12,6 +12,7 @@ pub mod cache;
 pub mod direct;
 pub mod error;
 pub mod formats;
+pub mod frames;
 pub mod fuse;
 pub mod media;
 pub mod nbd;

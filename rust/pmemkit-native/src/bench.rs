@@ -88,7 +88,7 @@ type Lifetime = (u64, u64, u64, bool, Vec<(u64, &'static str, Option<u64>)>, Vec
 /// The submodule `bench`.
 #[pymodule]
 pub mod bench {
-    use pmemkit_core::bench::{Call, Plan};
+    use pmemkit_core::bench::{Call, FramesPlan, Pattern, Plan};
     use pmemkit_core::cache::simulate;
 
     use super::*;
@@ -137,6 +137,25 @@ pub mod bench {
         let limits = found.limits.iter().map(|each| (each.line_size, each.area, each.writes));
         let (ideal, moved, worn_out) = (found.ideal, found.relocations, found.worn_out);
         Ok((found.writes, ideal, moved, worn_out, limits.collect(), found.counts))
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true,
+                        persistent=false))]
+    #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python function.
+    fn frames_ns(
+        py: Python<'_>,
+        pattern: &str,
+        order: u32,
+        threads: usize,
+        count: u64,
+        library: Option<String>,
+        magazines: bool,
+        persistent: bool,
+    ) -> PyResult<(f64, f64)> {
+        let pattern = Pattern::from_name(pattern).map_err(to_py)?;
+        let plan = FramesPlan { pattern, order, threads, count, library, magazines, persistent };
+        py.detach(|| core::frames_ns(&plan)).map_err(to_py)
     }
 
     #[pyfunction]

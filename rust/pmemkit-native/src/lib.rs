@@ -10,6 +10,7 @@ mod cache;
 mod direct;
 mod error;
 mod formats;
+mod frames;
 mod fuse;
 mod media;
 mod nbd;
@@ -36,6 +37,8 @@ mod _native {
     #[pymodule_export]
     use crate::formats::formats;
     #[pymodule_export]
+    use crate::frames::frames;
+    #[pymodule_export]
     use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
@@ -50,6 +53,8 @@ mod _native {
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
     const PLANTED_FAULTS: bool = cfg!(feature = "planted-faults");
+    #[pymodule_export]
+    const NO_PAGE_MAP: bool = cfg!(feature = "no-page-map");
 
     #[pyfunction]
     fn version() -> &'static str {

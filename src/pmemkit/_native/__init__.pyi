@@ -8,6 +8,7 @@ from . import block as block
 from . import btt as btt
 from . import direct as direct
 from . import formats as formats
+from . import frames as frames
 from . import fuse as fuse
 from . import media as media
 from . import nbd as nbd
@@ -19,6 +20,9 @@ BUILD_PROFILE: str
 
 PLANTED_FAULTS: bool
 """True for a build that carries planted durability faults (a test's build, never a user's)."""
+
+NO_PAGE_MAP: bool
+"""True for a build in which making a page map ends the process (a test's build, never a user's)."""
 
 def version() -> str:
     """Version of the core, equal to the package's."""
