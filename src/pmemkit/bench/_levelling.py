@@ -28,6 +28,7 @@ from pmemkit.units import format_size
 if TYPE_CHECKING:
     from pmemkit._native.block import Channel
     from pmemkit._native.media import Medium
+    from pmemkit.storage.sector import Sectors as Opened
 
 __all__ = ["Lifetime", "arenas_for", "levelling_cases", "lifetime"]
 
@@ -160,15 +161,17 @@ def _log_limit(report: Report) -> None:
 # --- throughput -----------------------------------------------------------------------------------
 
 
-def _opened(medium: "Medium", levelling: Levelling) -> "Channel":
+def _opened(medium: "Medium", levelling: Levelling) -> "tuple[Opened, Channel]":
     from pmemkit.storage.sector import open_sectors
 
     opened = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY, levelling=levelling)
-    return opened.device().channel()
+    return opened, opened.device().channel()
 
 
 def _throughput(report: Report, options: Options) -> None:
-    """On the same memory, opened anew for each run: elsewhere it might be slower or faster."""
+    """On the same memory, opened anew for each run: elsewhere it might be slower or faster. Random
+    writes wear evenly, so that least-worn moves nothing there and shows what counting costs; what
+    was moved is a record of its own."""
     count = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
     names = {
         f"write 4096 {victim} threads {threads}": (victim, threads)
@@ -178,14 +181,22 @@ def _throughput(report: Report, options: Options) -> None:
     wanted = {name: case for name, case in names.items() if options.wanted(name)}
     medium = sector_pool(_POOL_SIZE, BLOCK)[0] if wanted else None
     for name, (victim, threads) in wanted.items():
+        moved: list[float] = []
 
-        def timed(levelling: Levelling, threads: int = threads) -> float:
+        def timed(
+            levelling: Levelling, threads: int = threads, moved: list[float] = moved
+        ) -> float:
             assert medium is not None
-            sectors = _native.bench.Sectors.channel(_opened(medium, levelling))
-            return sectors.ns("write", threads, count)
+            opened, channel = _opened(medium, levelling)
+            ns = _native.bench.Sectors.channel(channel).ns("write", threads, count)
+            if levelling != "off":
+                moved.append(100 * opened.relocations() / (threads * count))
+            return ns
 
         ours, other = alternate([partial(timed, victim), partial(timed, "off")], options.runs)
         report.add(name, "ns", ours, other, "unlevelled", less_is_better=True)
+        budget = [100 / LEVELLING_PERIOD]
+        report.add(f"moved in {name}", "%", moved, budget, "budget", less_is_better=True)
 
 
 def levelling_cases(report: Report, trace: Path | None) -> None:

@@ -20,8 +20,9 @@
 //! something is left for those that stand out.
 //!
 //! Invariants:
-//! 1. Relocations are at most one for `period` writes of a lane. What a lane saves is limited, and
-//!    an attempt that finds nobody is paid for as well, so that looking costs little, too.
+//! 1. Relocations are at most one for `period` writes of a lane, and one more a lane, which begins
+//!    somewhere in a period. What a lane saves is limited, and an attempt that finds nobody is paid
+//!    for as well, so that looking costs little, too.
 //! 2. A relocation holds one lane, and the lock of the victim's line of the map: the content that
 //!    is copied is that of the entry which is replaced. It waits for no lane.
 //! 3. It stores into the lane's free block only after it has taken the lane and found no reader in
