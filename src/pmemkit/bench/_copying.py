@@ -2,8 +2,10 @@
 
 The file stands on a disk; the region is memory of another file system, so that only the copy is
 measured and not the page cache in front of a second disk. Everybody reads a file that nobody has in
-a page cache: ``dd`` goes around it as we do, ``cp`` through it. The floor is the disk itself, read
-around the page cache into one buffer that is used again and again, with the same queue depth.
+a page cache: ``dd`` goes around it as we do, ``cp`` through it. All of them fill a new file, whose
+memory the kernel finds and clears first. The floor is the disk itself, read around the page cache
+into one buffer that is used again and again, with the same queue depth; against it stands a copy
+into a region that has its memory already, as a device has.
 
 What this does not do: judge; compare with daxio, which copies as ``memcpy`` of a mapping does.
 """
@@ -24,6 +26,7 @@ from pmemkit.errors import NoSpace
 from pmemkit.storage import open_region
 from pmemkit.storage.copying import DeviceSource, DeviceTarget
 from pmemkit.storage.direct import carrier_for, copy_carried
+from pmemkit.storage.region import Region
 from pmemkit.units import format_size
 
 __all__ = ["copying"]
@@ -94,14 +97,17 @@ def _timed(source: Path, target: Path, size: int, work: Callable[[], object]) ->
 
 
 def _ours(source: Path, target: Path) -> None:
-    with (
-        open_region(source, read_only=True) as one,
-        open_region(target, create_size=one.size) as two,
-    ):
+    size = source.stat().st_size
+    with open_region(target, create_size=size) as region:
+        _into(source, region)
+
+
+def _into(source: Path, region: Region) -> None:
+    with open_region(source, read_only=True) as one:
         copy_carried(
             DeviceSource(one.device()),
-            DeviceTarget(two.device(), fresh=True),
-            carrier_for(one, two, around="on"),
+            DeviceTarget(region.device()),
+            carrier_for(one, region, around="on"),
         )
 
 
@@ -133,11 +139,16 @@ def _from_file(report: Report, options: Options, source: Path, target: Path, siz
     for name, (peer_name, peer) in zip(_file_names(format_size(size)), peers.items(), strict=True):
         if not options.wanted(name):
             continue
-        works = (partial(_ours, source, target), peer)
-        sides = [partial(_timed, source, target, size, work) for work in works]
-        ours, theirs = alternate(sides, options.runs)
-        report.add(name, "GiB/s", ours, theirs, peer_name)
-    target.unlink(missing_ok=True)
+        with ExitStack() as stack:
+            work = partial(_ours, source, target)
+            if peer_name == "the disk":
+                region = stack.enter_context(open_region(f"memfd:{size}"))
+                region.medium.zero(0, size)
+                work = partial(_into, source, region)
+            sides = [partial(_timed, source, target, size, each) for each in (work, peer)]
+            ours, theirs = alternate(sides, options.runs)
+            report.add(name, "GiB/s", ours, theirs, peer_name)
+            target.unlink(missing_ok=True)
 
 
 def _between(report: Report, options: Options, name: str, size: int) -> None:

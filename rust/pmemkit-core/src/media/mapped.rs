@@ -415,6 +415,12 @@ impl Medium for Mapped {
         let outcome = unsafe {
             let target = view.base.add(at as usize);
             match self.granularity {
+                Granularity::Page if how == Store::NonTemporal => {
+                    let outcome = self.port.store(target, source, len, how);
+                    // `fence` does nothing here, and others must see these stores in order.
+                    self.port.fence();
+                    outcome
+                }
                 Granularity::Page => self.port.copy_bulk(target, source, len),
                 _ => self.port.store(target, source, len, self.how(how)),
             }
