@@ -161,7 +161,7 @@ fn explore(setting: Setting, seeds: std::ops::Range<u64>) -> Result<Report, Stri
 #[test]
 fn no_power_failure_loses_an_allocation_or_leaks_one() {
     let soak = std::env::var_os("PMEMKIT_SOAK").is_some_and(|value| value == "1");
-    let seeds = if soak { 400 } else { 4 };
+    let seeds = if soak { 100 } else { 4 };
     for granularity in [Granularity::Cacheline, Granularity::Byte, Granularity::Page] {
         for used_before in [false, true] {
             let setting = Setting { granularity, plant: Plant::None, used_before };
