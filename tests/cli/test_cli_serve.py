@@ -329,7 +329,9 @@ def test_a_cache_is_written_back_at_the_end_and_tells_what_it_did(image, place, 
         assert ended(process) == 0
         told = process.stderr.read()
     assert image.read_bytes()[: 4 * MIB] == data == (place / "back").read_bytes()[: 4 * MIB]
-    assert "1024 block writes, 1024 written to media (4194304 bytes)" in told
+    # Where room was short for a moment, some went around it.
+    assert "1024 block writes, " in told
+    assert "4194304 bytes stored to media" in told
     assert "export '': 4194304 bytes stored to media" in told
 
 
