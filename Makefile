@@ -107,6 +107,8 @@ test: peers-test build ## everything, with every peer there is
 check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit tests
 	$(SUITES) \
 	    'rustfmt:10:cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check' \
+	    'fuzz lock:10:cargo metadata --quiet --locked --format-version 1 \
+	        --manifest-path fuzz/Cargo.toml > /dev/null' \
 	    'clippy:60:cargo clippy --quiet --locked --workspace --all-targets -- -D warnings' \
 	    'ruff format:10:$(BIN)/ruff format --check src tests tools fuzz' \
 	    'ruff:10:$(BIN)/ruff check src tests tools fuzz' \

@@ -296,9 +296,12 @@ def test_interrupted_at_any_moment(place, scale):
         if process.returncode == 0:
             assert str(place.target) in out
             place.umount()
-        assert "Traceback" not in error
+        # A program that is just starting, and has imported no more than a part, dies of the signal.
+        if process.returncode == -signal.SIGINT:
+            assert ", in main" not in error
+        else:
+            assert "Traceback" not in error
         wait_until(lambda: not place.leftovers())
-    # A program that is just starting dies of the signal.
     assert outcomes <= {0, 130, -signal.SIGINT}
     assert 130 in outcomes
 

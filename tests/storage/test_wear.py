@@ -1,5 +1,6 @@
 """What is written is counted: by cause, by block, exactly, and kept beside the image."""
 
+import sys
 import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
@@ -276,6 +277,14 @@ def test_an_image_that_grew_goes_on(image):
     ledger = Ledger.load(str(image))
     assert ledger.size == 2 * SIZE
     assert ledger.blocks[SIZE // 4096] >= 64
+
+
+def test_numpy_is_not_needed(image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    for _ in range(2):
+        with open_region(image, wear="exact") as region:
+            region.device().write(0, bytes(8192))
+    assert list(Ledger.load(str(image)).blocks[:3]) == [128, 128, 0]
 
 
 def test_where_nothing_can_be_noted_nothing_fails(image):

@@ -138,7 +138,7 @@ class OpenedMedium:
             self.medium = _judged(medium, self.backing, self.path, self.part, self.read_only)
             if self.wear is not None:
                 self.wear.note()
-                self.wear.follow(self.medium)
+                self.wear.follow(self.medium, size)
         except OSError as cause:
             raise failure_of(cause, "refresh", self.path) from cause
 

@@ -63,6 +63,8 @@ _BLOCKS_MOST = {"sampled": 1 << 14, "exact": 1 << 24}
 _BLOCK_LEAST = 4096
 _FILE_MOST = 128 << 20
 _COUNT_MOST = (1 << 32) - 1
+_COMPARED = 1024
+"""Counts that are compared at once."""
 _NOTED_EVERY_SECONDS = 60.0
 
 
@@ -160,29 +162,40 @@ class Ledger:
         self,
         written: dict[str, tuple[int, int]],
         block_size: int,
-        counts: "array[int]",
+        counts: dict[int, int],
         start: int,
     ) -> None:
-        """Adds what was counted; block 0 of ``counts`` begins at byte ``start`` of the image."""
+        """Adds what was counted by block; block 0 begins at byte ``start`` of the image."""
         for cause, (size, lines) in written.items():
             before = self.written.get(cause, (0, 0))
             self.written[cause] = (before[0] + size, before[1] + lines)
         if not block_size:
             return
-        import numpy as np
-
         self.block_size = self.block_size or block_size
-        sums = np.zeros(-(-self.size // self.block_size), np.uint64)
-        known = np.frombuffer(self.blocks, np.uint32)[: len(sums)]
-        sums[: len(known)] = known
-        (written_to,) = np.frombuffer(counts, np.uint32).nonzero()
-        places = (start + written_to.astype(np.uint64) * block_size) // self.block_size
-        np.add.at(sums, places, np.frombuffer(counts, np.uint32)[written_to])
-        self.blocks = array("I", np.minimum(sums, _COUNT_MOST).astype(np.uint32).tobytes())
+        count = -(-self.size // self.block_size)
+        missing = max(0, count - len(self.blocks))
+        self.blocks = self.blocks[:count] + array("I", bytes(4 * missing))
+        for number, added in counts.items():
+            place = (start + number * block_size) // self.block_size
+            self.blocks[place] = min(self.blocks[place] + added, _COUNT_MOST)
 
 
 def _checksum(record: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _grown(counts: "array[int]", before: "array[int]") -> dict[int, int]:
+    """How much each count has grown, where it has; ``before`` is of the same blocks, or empty."""
+    fresh = {}
+    for first in range(0, len(counts), _COMPARED):
+        part = counts[first : first + _COMPARED]
+        known = before[first : first + _COMPARED] or array("I", bytes(4 * len(part)))
+        # Most of a large image was not written to: equal parts are told apart at once.
+        if part != known:
+            for number, (new, old) in enumerate(zip(part, known, strict=True), first):
+                if new != old:
+                    fresh[number] = (new - old) & _COUNT_MOST
+    return fresh
 
 
 def reset(image: str) -> None:
@@ -248,14 +261,15 @@ class Tracker:
         if counting not in ("off", "sampled", "exact"):
             text = f"wear is off, sampled or exact, not {counting!r}"
             raise InvalidArgument(text, op="open", path=image)
-        self._image, self._size, self._start, self._counting = image, size, start, counting
+        self._image, self._start, self._counting = image, start, counting
         self._lock = threading.Lock()
-        self.follow(medium)
+        self.follow(medium, size)
 
-    def follow(self, medium: "Medium") -> None:
-        """Goes on with another medium of the same image. What was counted before is noted first."""
+    def follow(self, medium: "Medium", size: int) -> None:
+        """Goes on with another medium of the same image, which has this size now. What was counted
+        before is noted first. Blocks that a resize of the medium itself adds are not counted."""
         with self._lock:
-            self._medium = medium
+            self._medium, self._size = medium, size
             self._noted = dict.fromkeys(CAUSES, (0, 0))
             self._counted = array("I")
             if self._counting != "off":
@@ -279,12 +293,8 @@ class Tracker:
             if (size, lines) != self._noted[cause]
         }
         block_size, data = self._medium.block_counts() or (0, b"")
-        counts, fresh = array("I", data), array("I", data)
-        if self._counted:
-            import numpy as np
-
-            new, old = (np.frombuffer(each, np.uint32) for each in (counts, self._counted))
-            fresh = array("I", (new - old).tobytes())
+        counts = array("I", data)
+        fresh = _grown(counts, self._counted)
         now = time.time()
 
         def edit(ledger: Ledger | None) -> Ledger:
