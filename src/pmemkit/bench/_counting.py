@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["counting_cases"]
 
 _POOL_SIZE = 256 << 20
-_SECTOR_SIZE = _BLOCK_SIZE = 4096
+_SECTOR_SIZE = 4096
+_BLOCK_SIZES = {1: 4096, EVERY_STORES: 16 << 10}
+"""Those that an image of this size has when every store is counted, and when some are."""
 _THREADS = (1, 2)
 _NS_GUESS = 1000
 """Of one write; it only decides how many a run has."""
@@ -33,7 +35,7 @@ def counting_cases(report: Report) -> None:
                 continue
             medium, channel = sector_pool(_POOL_SIZE, _SECTOR_SIZE)
             if every:
-                medium.count_blocks(_BLOCK_SIZE, every=every)
+                medium.count_blocks(_BLOCK_SIZES[every], every=every)
             sectors = _native.bench.Sectors.channel(channel)
             count = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
             run = partial(sectors.ns, "write", threads, count)

@@ -6,14 +6,14 @@
 //! Invariants:
 //! 1. A place of its own belongs to one living thread, which alone adds to it, so a plain load and
 //!    store suffice. Threads beyond that share the last place and add atomically.
-//! 2. The sum over all places is exact once the threads that counted have been waited for.
+//! 2. The sums over all places are exact once the threads that counted have been waited for.
 //! 3. Each byte stored has exactly one cause. A cause that is not [`Cause::Data`] stays when the
 //!    bytes stored are zeroes.
 //!
 //! What this does not do: count what is discarded, or what the media do by themselves.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
 use crate::error::{Error, Kind, Result};
@@ -134,8 +134,8 @@ impl Stats {
 struct Line {
     /// Bytes and lines of each cause, side by side.
     written: [[AtomicU64; 2]; Cause::ALL.len()],
-    /// Stores since one was counted by block.
-    turn: AtomicU64,
+    /// Stores that are left out before the next one is counted by block.
+    left: AtomicU32,
     flushes: AtomicU64,
     fences: AtomicU64,
     /// Each counts as a flush and a fence: one store where the time of a store is felt.
@@ -157,6 +157,17 @@ struct Blocks {
     /// One in so many stores is counted, with so many times its lines.
     every: u32,
     counts: Box<[AtomicU32]>,
+    pending: Box<[Pending; SHARED]>,
+}
+
+/// What a thread has still to add to the counts. An atomic addition waits until the non-temporal
+/// stores before it are out, so one at a time would cost as much as a third of a write of 4 KiB.
+#[derive(Default)]
+#[repr(align(64))]
+struct Pending {
+    len: AtomicUsize,
+    /// A block in the upper half, lines in the lower.
+    noted: [AtomicU64; 31],
 }
 
 impl Default for Counters {
@@ -192,10 +203,13 @@ impl Counters {
         add(place, bytes, len);
         add(place, lines, lines_of(at, len));
         if let Some(blocks) = self.blocks.get() {
-            let turn = &self.places[place].turn;
-            add(place, turn, 1);
-            if turn.load(Ordering::Relaxed).is_multiple_of(u64::from(blocks.every)) {
-                blocks.stored(at, len);
+            let left = &self.places[place].left;
+            match left.load(Ordering::Relaxed) {
+                0 => {
+                    left.store(blocks.every - 1, Ordering::Relaxed);
+                    blocks.stored(place, at, len);
+                }
+                more => left.store(more - 1, Ordering::Relaxed),
             }
         }
     }
@@ -225,8 +239,12 @@ impl Counters {
             ));
         }
         counts.resize_with(count as usize, AtomicU32::default);
-        let blocks =
-            Blocks { shift: block_size.trailing_zeros(), every, counts: counts.into_boxed_slice() };
+        let blocks = Blocks {
+            shift: block_size.trailing_zeros(),
+            every,
+            counts: counts.into_boxed_slice(),
+            pending: Box::new(std::array::from_fn(|_| Pending::default())),
+        };
         if self.blocks.set(blocks).is_err() {
             return refuse("blocks are counted already".into());
         }
@@ -237,7 +255,13 @@ impl Counters {
     /// that reached its end stays there.
     pub fn block_counts(&self) -> Option<(u64, Vec<u32>)> {
         let blocks = self.blocks.get()?;
-        let counts = blocks.counts.iter().map(|each| each.load(Ordering::Relaxed)).collect();
+        let mut counts: Vec<u32> =
+            blocks.counts.iter().map(|each| each.load(Ordering::Relaxed)).collect();
+        for (block, lines) in blocks.pending.iter().flat_map(Pending::entries) {
+            if let Some(count) = counts.get_mut(block) {
+                *count = count.saturating_add(lines);
+            }
+        }
         Some((1 << blocks.shift, counts))
     }
 
@@ -307,21 +331,53 @@ pub(super) fn lines_of(at: u64, len: u64) -> u64 {
     (at + len - 1) / LINE_SIZE - at / LINE_SIZE + 1
 }
 
+impl Pending {
+    fn entries(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.noted[..self.len.load(Ordering::Relaxed)].iter().map(|each| {
+            let entry = each.load(Ordering::Relaxed);
+            ((entry >> 32) as usize, entry as u32)
+        })
+    }
+}
+
 impl Blocks {
-    fn stored(&self, at: u64, len: u64) {
+    #[inline]
+    fn stored(&self, place: usize, at: u64, len: u64) {
+        let lines = lines_of(at, len) * u64::from(self.every);
+        let block = at >> self.shift;
+        let ends_there = len != 0 && (at + len - 1) >> self.shift == block;
+        let whole = ends_there && block < self.counts.len() as u64;
+        match self.pending.get(place) {
+            Some(pending) if whole && lines <= u64::from(u32::MAX) => {
+                let held = pending.len.load(Ordering::Relaxed);
+                pending.noted[held].store(block << 32 | lines, Ordering::Relaxed);
+                pending.len.store(held + 1, Ordering::Relaxed);
+                if held + 1 == pending.noted.len() {
+                    pending.entries().for_each(|(block, lines)| self.add(block, lines));
+                    pending.len.store(0, Ordering::Relaxed);
+                }
+            }
+            _ => self.stored_to_several(at, len),
+        }
+    }
+
+    fn stored_to_several(&self, at: u64, len: u64) {
         let (mut from, end) = (at, at + len);
         while from < end {
             let block = from >> self.shift;
             let to = end.min((block + 1) << self.shift);
-            // A medium may have grown since.
-            if let Some(count) = self.counts.get(block as usize) {
-                let lines = lines_of(from, to - from) * u64::from(self.every);
-                let more = u32::try_from(lines).unwrap_or(u32::MAX);
-                if count.fetch_add(more, Ordering::Relaxed).checked_add(more).is_none() {
-                    count.store(u32::MAX, Ordering::Relaxed);
-                }
-            }
+            let lines = lines_of(from, to - from) * u64::from(self.every);
+            self.add(block as usize, u32::try_from(lines).unwrap_or(u32::MAX));
             from = to;
+        }
+    }
+
+    fn add(&self, block: usize, lines: u32) {
+        // A medium may have grown since.
+        if let Some(count) = self.counts.get(block) {
+            if count.fetch_add(lines, Ordering::Relaxed).checked_add(lines).is_none() {
+                count.store(u32::MAX, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -390,6 +446,8 @@ mod tests {
         counters.stored(256, 128);
         counters.stored(513, 1 << 20);
         assert_eq!(counters.block_counts(), Some((128, vec![1, 1, 2, 0, 2])));
+        (0..100).for_each(|_| counters.stored(390, 8));
+        assert_eq!(counters.block_counts().unwrap().1[3], 100);
         for _ in 0..2 {
             counters.blocks.get().unwrap().counts[0].store(u32::MAX - 1, Ordering::Relaxed);
             counters.stored(0, 128);
