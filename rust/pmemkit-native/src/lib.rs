@@ -11,7 +11,9 @@ mod error;
 mod formats;
 mod fuse;
 mod media;
+mod memory;
 mod nbd;
+mod numpy;
 mod reader;
 mod recording;
 
@@ -34,6 +36,8 @@ mod _native {
     use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
+    #[pymodule_export]
+    use crate::memory::memory;
     #[pymodule_export]
     use crate::nbd::nbd;
 

@@ -1,0 +1,1 @@
+//! Pools over memfds: what is handed out, moved and taken back.
