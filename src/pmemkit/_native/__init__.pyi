@@ -9,6 +9,7 @@ from . import btt as btt
 from . import formats as formats
 from . import fuse as fuse
 from . import media as media
+from . import memory as memory
 from . import nbd as nbd
 
 BUILD_PROFILE: str
