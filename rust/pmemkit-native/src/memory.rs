@@ -1,6 +1,7 @@
 //! Glue for `pmemkit_core::memory`. Documentation: `_native/memory.pyi`.
 
 use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -165,25 +166,26 @@ impl Pool {
             py.detach(|| self.inner.allocate(nbytes, request))
         };
         let address = done.map_err(to_py)?;
-        Ok(Buffer { pool: self.inner.clone(), address, len: nbytes })
+        Ok(Buffer::new(self.inner.clone(), address, nbytes))
     }
 
     fn adopt(&self, address: u64, nbytes: u64) -> PyResult<Buffer> {
         if self.inner.size_of(address).is_none_or(|size| size < nbytes) {
             return Err(refuse(format!("no extent of {nbytes} bytes is at address {address:#x}")));
         }
-        Ok(Buffer { pool: self.inner.clone(), address, len: nbytes })
+        Ok(Buffer::new(self.inner.clone(), address, nbytes))
     }
 
-    #[pyo3(signature = (region, *, timeout=None, progress=None))]
+    #[pyo3(signature = (region, *, abandoned=vec![], timeout=None, progress=None))]
     fn remove<'py>(
         &self,
         py: Python<'py>,
         region: u32,
+        abandoned: Vec<u64>,
         timeout: Option<f64>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        self.carry_out(py, &core::Work::Remove(region), timeout, progress)
+        self.carry_out(py, &core::Work::Remove { region, abandoned }, timeout, progress)
     }
 
     #[pyo3(signature = (region, first, count, *, timeout=None, progress=None))]
@@ -257,6 +259,14 @@ impl Pool {
         self.inner.owns(address).unwrap_or(true)
     }
 
+    fn pin(&self, py: Python<'_>, address: u64) -> PyResult<()> {
+        py.detach(|| self.inner.pin(address)).map_err(to_py)
+    }
+
+    fn unpin(&self, address: u64) {
+        self.inner.unpin(address);
+    }
+
     fn enter(&self, py: Python<'_>) {
         py.detach(|| self.inner.enter());
     }
@@ -301,6 +311,17 @@ pub struct Buffer {
     pool: Arc<core::Pool>,
     address: u64,
     len: u64,
+    /// Views that the buffer protocol gave out and did not get back.
+    exports: AtomicU64,
+    /// Its extent is no longer its own to give back.
+    detached: AtomicBool,
+}
+
+impl Buffer {
+    fn new(pool: Arc<core::Pool>, address: u64, len: u64) -> Buffer {
+        let (exports, detached) = (AtomicU64::new(0), AtomicBool::new(false));
+        Buffer { pool, address, len, exports, detached }
+    }
 }
 
 #[pymethods]
@@ -319,12 +340,13 @@ impl Buffer {
         self.len as usize
     }
 
-    fn pin(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.pool.pin(self.address)).map_err(to_py)
+    #[getter]
+    fn exports(&self) -> u64 {
+        self.exports.load(Ordering::Relaxed)
     }
 
-    fn unpin(&self) {
-        self.pool.unpin(self.address);
+    fn detach(&self) {
+        self.detached.store(true, Ordering::Relaxed);
     }
 
     #[getter]
@@ -344,17 +366,23 @@ impl Buffer {
             let (at, len) = (this.address as *mut _, this.len as ffi::Py_ssize_t);
             ffi::PyBuffer_FillInfo(view, slf.as_ptr(), at, len, 0, flags)
         };
-        if status == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
+        if status != 0 {
+            return Err(PyErr::fetch(slf.py()));
         }
+        this.exports.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.free(self.address);
+        if !self.detached.load(Ordering::Relaxed) {
+            self.pool.free(self.address);
+        }
     }
 }
 

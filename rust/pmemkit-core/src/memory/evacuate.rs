@@ -1,9 +1,9 @@
 //! Moving extents to other frames behind their addresses, while threads go on storing to them.
 //!
-//! A chunk at a time: the target frames are mapped beside and made present; stores to the chunk's
-//! addresses are held ([`super::catch`]); the bytes are copied; the new mapping is moved over the
-//! old one in one step of the kernel; whoever waits stores again, to the new frames. Loads never
-//! wait: they find the same bytes before and after.
+//! A chunk at a time: stores to the chunk's addresses are held ([`super::catch`]); the bytes are
+//! copied to the target frames, which are mapped elsewhere too; the target frames are mapped over
+//! the old ones in one step of the kernel; whoever waits stores again, to the new frames. Loads
+//! never wait: they find the same bytes before and after.
 //!
 //! Invariants:
 //! 1. All target frames are taken before the first byte moves, and all source frames stay taken
@@ -11,7 +11,7 @@
 //! 2. It completes, or every extent is where it was, the blocks are in the states they had, and the
 //!    error says why. Only a system call that fails on the way back leaves an extent at its new
 //!    frames; it is then an extent of these, whole and valid.
-//! 3. No store is lost: between hold and move nobody stores to the chunk, and after the move nobody
+//! 3. No store is lost: between hold and move nobody stores to the chunk, and after the mapping nobody
 //!    reaches the old frames through its addresses.
 //! 4. One migration at a time a pool.
 //!
@@ -28,6 +28,7 @@ use super::region::BlockState;
 use super::state::Wanted;
 use super::{guard, sys, FRAME_SIZE, WINDOW_ALIGN};
 use crate::error::{Error, Kind, Result};
+use crate::media;
 use crate::media::port::Port;
 
 /// How often a caller hears of progress.
@@ -37,7 +38,12 @@ const REPORT_EVERY: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug)]
 pub enum Work {
     /// Everything out of a region, which then leaves the pool.
-    Remove(u32),
+    Remove {
+        /// The region.
+        region: u32,
+        /// Addresses of extents that are over with it instead of moving.
+        abandoned: Vec<u64>,
+    },
     /// Everything out of some blocks of a region, which go offline.
     Offline {
         /// The region.
@@ -107,7 +113,12 @@ struct Side {
     frames: u64,
     catch: Catch,
     large_pages: bool,
-    /// A second mapping of all of it, made when it is first read from.
+    /// Its bytes can be written through the file: faster than through a mapping where the kernel has
+    /// no page yet, because a page that is written whole is not zeroed first.
+    writable: bool,
+    /// Where all of it is mapped as long as it is a member.
+    window: u64,
+    /// A second mapping of all of it, made when it is first needed.
     alias: Option<u64>,
 }
 
@@ -121,25 +132,81 @@ impl Drop for Side {
 }
 
 impl Side {
-    /// Where a frame can be read although stores to its extent are held.
+    /// Where a frame is mapped although its extent's address may be held, or show another frame.
     fn alias_of(&mut self, frame: u64) -> Result<u64> {
         if self.alias.is_none() {
             let len = self.frames * FRAME_SIZE;
             let base = sys::reserve(len, WINDOW_ALIGN)?;
             // SAFETY: reserved just now.
             let mapped = unsafe { sys::map_over(base, len, self.file.as_fd(), self.offset) };
-            if let Err(error) = mapped {
+            if let Err(error) = mapped.and_then(|()| sys::keep_from_children(base, len)) {
                 // SAFETY: as above.
                 unsafe { sys::unmap(base, len) };
                 return Err(error);
             }
-            let _ = sys::keep_from_children(base, len);
             if self.large_pages {
                 sys::advise_large_pages(base, len);
             }
             self.alias = Some(base);
         }
         Ok(self.alias.unwrap_or_default() + frame * FRAME_SIZE)
+    }
+
+    /// Where to read frames of an extent while stores to its address are held. Protecting a large
+    /// page splits it, after which each small page of it faults anew: not so through an alias.
+    fn read_from(&mut self, chunk: &Chunk) -> Result<u64> {
+        if self.large_pages && sys::large_pages_possible() {
+            return self.alias_of(chunk.from.1);
+        }
+        Ok(chunk.at)
+    }
+
+    /// Where to write frames that a chunk goes to: in the window, unless an extent that was moved
+    /// away has their address there.
+    fn write_to(&mut self, chunk: &Chunk, displaced: &[(u64, u64)]) -> Result<u64> {
+        let start = self.window + chunk.to.1 * FRAME_SIZE;
+        let end = start + chunk.frames * FRAME_SIZE;
+        let after = displaced.partition_point(|&(_, taken_end)| taken_end <= start);
+        match displaced.get(after) {
+            Some(&(taken, _)) if taken < end => self.alias_of(chunk.to.1),
+            _ => Ok(start),
+        }
+    }
+
+    /// Copies bytes to frames that are mapped at `to`.
+    fn copy(&self, frame: u64, from: u64, to: u64, len: u64) -> Result<()> {
+        if self.writable && !sys::is_resident(to, len)? {
+            let offset = self.offset + frame * FRAME_SIZE;
+            // SAFETY: the source is mapped for this length; where its file was cut, the call fails.
+            return unsafe {
+                media::sys::write(self.file.as_fd(), offset, from as *const u8, len)
+                    .map_err(vanished)
+            };
+        }
+        // SAFETY: both are mappings of ours of this length; the guard was installed by `Pool::add`.
+        let copied = unsafe { Port::get().copy_bulk(to as *mut u8, from as *const u8, len) };
+        if copied.is_fault() {
+            let text = format!(
+                "copying {len} bytes faulted at address {:#x}: the region's file was cut, or there \
+                 is no room for its bytes",
+                copied.value
+            );
+            return Err(Error::new(Kind::Truncated, "migrate", text));
+        }
+        Ok(())
+    }
+
+    /// Maps frames at an address of an extent.
+    fn map_at(&self, at: u64, frame: u64, frames: u64) -> Result<()> {
+        let len = frames * FRAME_SIZE;
+        // SAFETY: the addresses are those of an extent that is moving; its bytes are in the frames.
+        unsafe { sys::map_over(at, len, self.file.as_fd(), self.offset + frame * FRAME_SIZE)? };
+        // While it is moving no child gets it; see `Pool::fill`.
+        let _ = sys::keep_from_children(at, len);
+        if self.large_pages {
+            sys::advise_large_pages(at, len);
+        }
+        Ok(())
     }
 }
 
@@ -149,6 +216,9 @@ struct Plan {
     /// Region, first block, blocks and their states before.
     blocks: Option<(u32, u64, Vec<BlockState>)>,
     sides: BTreeMap<u32, Side>,
+    /// Addresses whose bytes lie in other frames than those of their window, in order. What moves
+    /// meanwhile is among them.
+    displaced: Vec<(u64, u64)>,
     total: u64,
 }
 
@@ -299,7 +369,13 @@ impl Pool {
         if state.migrating {
             return Err(Error::new(Kind::Busy, "migrate", "the pool is migrating already"));
         }
-        let mut plan = Plan { moves: Vec::new(), blocks: None, sides: BTreeMap::new(), total: 0 };
+        let mut plan = Plan {
+            moves: Vec::new(),
+            blocks: None,
+            sides: BTreeMap::new(),
+            displaced: Vec::new(),
+            total: 0,
+        };
         let prepared = self.fill(&mut state, work, &mut plan);
         if let Err(error) = prepared {
             self.undo(&mut state, &plan);
@@ -316,13 +392,13 @@ impl Pool {
 
     fn fill(&self, state: &mut State, work: &Work, plan: &mut Plan) -> Result<()> {
         let (parts, only, except) = match *work {
-            Work::Remove(region) => {
+            Work::Remove { region, ref abandoned } => {
                 let count = state.member(region)?.blocks.len() as u64;
-                let parts = self.isolate(state, plan, region, 0, count)?;
+                let parts = self.isolate(state, plan, (region, 0, count), abandoned)?;
                 (parts, None, Some(region))
             }
             Work::Offline { region, first, count } => {
-                (self.isolate(state, plan, region, first, count)?, None, None)
+                (self.isolate(state, plan, (region, first, count), &[])?, None, None)
             }
             Work::Move { ref addresses, to } => (parts_of(state, addresses, to)?, Some(to), None),
         };
@@ -344,6 +420,10 @@ impl Pool {
                 add_side(state, plan.sides.entry(piece.region), piece.region)?;
             }
         }
+        let moving = plan.moves.iter().map(|each| (each.at, each.at + each.frames * FRAME_SIZE));
+        plan.displaced = state.displaced();
+        plan.displaced.extend(moving);
+        plan.displaced.sort_unstable();
         self.watch(state, plan)?;
         if self.options.share_with_children {
             for each in &plan.moves {
@@ -360,14 +440,14 @@ impl Pool {
         &self,
         state: &mut State,
         plan: &mut Plan,
-        region: u32,
-        first: u64,
-        count: u64,
+        (region, first, count): (u32, u64, u64),
+        abandoned: &[u64],
     ) -> Result<Vec<Move>> {
         require_blocks(state, region, first, count)?;
         let block = self.options.block_frames;
         let (start, end) = (first * block, (first + count) * block);
-        let parts = parts_in(state, region, start, end);
+        let mut parts = parts_in(state, region, start, end);
+        parts.retain(|part| !abandoned.contains(&part.extent));
         refuse_held(state, &parts)?;
         let Some(member) = state.members.get_mut(&region) else { return Ok(parts) };
         let before = member.blocks[first as usize..(first + count) as usize].to_vec();
@@ -425,7 +505,7 @@ impl Pool {
             while each.done < each.frames {
                 let chunk = self.next_chunk(each, each.done, true)?;
                 self.close_gate(driver.deadline)?;
-                let moved = move_chunk(&mut plan.sides, &chunk);
+                let moved = move_chunk(&mut plan.sides, &plan.displaced, &chunk);
                 self.open_gate();
                 driver.hold_ns_peak = driver.hold_ns_peak.max(moved?);
                 each.done += chunk.frames;
@@ -450,7 +530,7 @@ impl Pool {
             }
             while let Some(chunk) = chunks.pop() {
                 self.close_gate(None)?;
-                let moved = move_chunk(&mut plan.sides, &chunk);
+                let moved = move_chunk(&mut plan.sides, &plan.displaced, &chunk);
                 self.open_gate();
                 if let Err(error) = moved {
                     failed = failed.and(Err(error));
@@ -525,7 +605,10 @@ impl Pool {
             state.stats.hold_ns_peak = state.stats.hold_ns_peak.max(hold_ns_peak);
             self.release_moved(&mut state, plan.moves.iter());
             match *work {
-                Work::Remove(region) => state.drop_member(region),
+                Work::Remove { region, ref abandoned } => {
+                    abandoned.iter().for_each(|&address| state.release(address));
+                    state.drop_member(region);
+                }
                 Work::Offline { region, first, count } => {
                     state.mark(region, first, count, BlockState::Offline);
                 }
@@ -573,7 +656,7 @@ impl Pool {
 }
 
 fn plan_of(blocks: Option<(u32, u64, Vec<BlockState>)>) -> Plan {
-    Plan { moves: Vec::new(), blocks, sides: BTreeMap::new(), total: 0 }
+    Plan { moves: Vec::new(), blocks, sides: BTreeMap::new(), displaced: Vec::new(), total: 0 }
 }
 
 fn add_side(
@@ -588,6 +671,8 @@ fn add_side(
         frames: member.frames,
         catch: member.catch.clone(),
         large_pages: member.options.large_pages,
+        writable: member.writable,
+        window: member.window,
         alias: None,
     });
     Ok(())
@@ -669,26 +754,28 @@ fn no_room(state: &State, candidates: &[u32], total: u64, part: &Move) -> Error 
 }
 
 /// Moves one chunk; gives the nanoseconds for which its stores were held.
-fn move_chunk(sides: &mut BTreeMap<u32, Side>, chunk: &Chunk) -> Result<u64> {
+fn move_chunk(
+    sides: &mut BTreeMap<u32, Side>,
+    displaced: &[(u64, u64)],
+    chunk: &Chunk,
+) -> Result<u64> {
     let len = chunk.frames * FRAME_SIZE;
     let missing = || Error::new(Kind::System, "migrate", "a region of the chunk is not there");
     let source = sides.get_mut(&chunk.from.0).ok_or_else(missing)?;
-    let bytes = source.alias_of(chunk.from.1)?;
+    let from = source.read_from(chunk)?;
     let catch = source.catch.clone();
+    let target = sides.get_mut(&chunk.to.0).ok_or_else(missing)?;
+    let to = target.write_to(chunk, displaced)?;
     // Pages are brought in before anybody has to wait. One that is missing is an error here.
-    sys::populate_read(bytes, len).map_err(vanished)?;
-    let beside =
-        Beside::map(sides.get(&chunk.to.0).ok_or_else(missing)?, chunk.to.1, chunk.at, len)?;
+    sys::populate_read(from, len).map_err(vanished)?;
+    if !target.writable {
+        sys::populate_write(to, len).map_err(vanished)?;
+    }
     let started = Instant::now();
     // SAFETY: the chunk is a part of an extent, which is mapped as long as it is moving.
     let hold = unsafe { catch.hold(chunk.at, len)? };
-    // SAFETY: both are mappings of ours of this length; the guard was installed by `Pool::add`.
-    let copied = unsafe { Port::get().copy_bulk(beside.at as *mut u8, bytes as *const u8, len) };
-    if copied.is_fault() {
-        let text = format!("copying {len} bytes faulted at address {:#x}", copied.value);
-        return Err(Error::new(Kind::Truncated, "migrate", text));
-    }
-    beside.move_over(chunk.at)?;
+    target.copy(chunk.to.1, from, to, len)?;
+    target.map_at(chunk.at, chunk.to.1, chunk.frames)?;
     hold.moved();
     Ok(started.elapsed().as_nanos() as u64)
 }
@@ -699,46 +786,4 @@ fn vanished(error: Error) -> Error {
     }
     let text = format!("the region's file does not reach here any more: {}", error.detail);
     Error::new(Kind::Truncated, "migrate", text)
-}
-
-/// The target frames of a chunk, mapped beside it.
-struct Beside {
-    at: u64,
-    len: u64,
-}
-
-impl Beside {
-    fn map(side: &Side, frame: u64, for_address: u64, len: u64) -> Result<Beside> {
-        // Alike in the low bits, so that whole page tables can be moved.
-        let low = for_address % WINDOW_ALIGN;
-        let base = sys::reserve(low + len, WINDOW_ALIGN)?;
-        let at = base + low;
-        if low > 0 {
-            // SAFETY: reserved just now.
-            unsafe { sys::unmap(base, low) };
-        }
-        let beside = Beside { at, len };
-        // SAFETY: as above.
-        unsafe { sys::map_over(at, len, side.file.as_fd(), side.offset + frame * FRAME_SIZE)? };
-        sys::keep_from_children(at, len)?;
-        if side.large_pages {
-            sys::advise_large_pages(at, len);
-        }
-        sys::populate_write(at, len).map_err(vanished)?;
-        Ok(beside)
-    }
-
-    fn move_over(self, to: u64) -> Result<()> {
-        // SAFETY: ours, and the addresses of an extent of ours.
-        unsafe { sys::move_over(self.at, self.len, to)? };
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `Beside::map`; it was not moved.
-        unsafe { sys::unmap(self.at, self.len) };
-    }
 }

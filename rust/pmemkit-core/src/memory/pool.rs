@@ -281,6 +281,7 @@ impl Pool {
             frames,
             window,
             catch: Catch::Signal,
+            writable: info.kind == media::sys::FileKind::Regular,
             own: !self.options.share_with_children,
             runs: Runs::new(frames),
             blocks: vec![BlockState::Online; (frames / self.options.block_frames) as usize],

@@ -70,6 +70,8 @@ pub struct Member {
     pub(super) frames: u64,
     pub(super) window: u64,
     pub(super) catch: Catch,
+    /// `write(2)` works on it.
+    pub(super) writable: bool,
     /// Forked children do not get its mappings.
     pub(super) own: bool,
     pub(super) runs: Runs,

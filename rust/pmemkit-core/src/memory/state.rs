@@ -213,6 +213,23 @@ impl State {
         (!taken).then_some((member.window, address))
     }
 
+    /// Addresses in windows of members that show other frames than the window's own.
+    pub fn displaced(&self) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        for (&address, extent) in &self.extents {
+            let mut at = address;
+            for piece in &extent.pieces {
+                let end = at + piece.frames * FRAME_SIZE;
+                let home = self.members.get(&piece.region).map(|member| member.home(piece.first));
+                if home != Some(at) {
+                    found.push((at, end));
+                }
+                at = end;
+            }
+        }
+        found
+    }
+
     /// Maps pieces one after the other.
     ///
     /// # Safety

@@ -141,21 +141,35 @@ pub unsafe fn map_nothing(at: u64, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// Moves a mapping over another, page tables included. Whoever touches the target meanwhile finds
-/// the old or the new one.
-///
-/// # Safety
-/// Both ranges must be mappings of the caller; the source is gone afterwards.
-pub unsafe fn move_over(from: u64, len: u64, to: u64) -> Result<()> {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: the caller vouches for both ranges.
-    let got = unsafe {
-        libc::mremap(from as *mut _, len as usize, len as usize, flags, to as *mut libc::c_void)
-    };
-    if got == libc::MAP_FAILED {
-        return Err(failed("migrate", format!("mremap of {len} bytes")));
+/// True where the kernel has every page of a mapping in memory already, mapped or not.
+pub fn is_resident(at: u64, len: u64) -> Result<bool> {
+    let page = 4096;
+    let mut pages = [0u8; 512];
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(pages.len() as u64 * page);
+        // SAFETY: there is a byte for every page of this part.
+        let status =
+            unsafe { libc::mincore((at + done) as *mut _, part as usize, pages.as_mut_ptr()) };
+        if status != 0 {
+            return Err(failed("migrate", format!("mincore of {part} bytes")));
+        }
+        if pages[..part.div_ceil(page) as usize].iter().any(|byte| byte & 1 == 0) {
+            return Ok(false);
+        }
+        done += part;
     }
-    Ok(())
+    Ok(true)
+}
+
+/// False where the kernel gives shared memory no large pages, whatever is asked for.
+pub fn large_pages_possible() -> bool {
+    static POSSIBLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *POSSIBLE.get_or_init(|| {
+        let path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+        let text = fs::read_to_string(path).unwrap_or_default();
+        !text.contains("[never]") && !text.contains("[deny]")
+    })
 }
 
 /// Gives addresses back.
