@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from pmemkit import MemoryPool, RegionSpec
-from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, OutOfRange, SystemFailure, Truncated
+from pmemkit.errors import (
+    Busy,
+    Closed,
+    InvalidArgument,
+    NoSpace,
+    OutOfRange,
+    SystemFailure,
+    Truncated,
+)
 
 MIB = 1 << 20
 

@@ -43,9 +43,12 @@ fn zeroing_of(name: &str) -> PyResult<core::Zeroing> {
 
 fn deadline_of(timeout: Option<f64>) -> PyResult<Option<Instant>> {
     let Some(seconds) = timeout else { return Ok(None) };
-    let left = Duration::try_from_secs_f64(seconds);
-    let left = left.map_err(|cause| refuse(format!("{seconds} seconds: {cause}")))?;
-    Ok(Instant::now().checked_add(left))
+    Ok(Instant::now().checked_add(seconds_of(seconds)?))
+}
+
+fn seconds_of(seconds: f64) -> PyResult<Duration> {
+    let parsed = Duration::try_from_secs_f64(seconds);
+    parsed.map_err(|cause| refuse(format!("{seconds} seconds: {cause}")))
 }
 
 impl Pool {
@@ -98,7 +101,8 @@ fn outcome_dict<'py>(py: Python<'py>, outcome: &core::Outcome) -> PyResult<Bound
 impl Pool {
     #[new]
     #[pyo3(signature = (*, block_size, placement="preferred", granule=2 << 20, zeroing="asked",
-                        limit=None, share_with_children=true, chunk=2 << 20, userfault=true))]
+                        limit=None, share_with_children=true, chunk=2 << 20, userfault=true,
+                        report_every=0.1))]
     #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python class.
     fn new(
         block_size: u64,
@@ -109,6 +113,7 @@ impl Pool {
         share_with_children: bool,
         chunk: u64,
         userfault: bool,
+        report_every: f64,
     ) -> PyResult<Self> {
         let options = core::Options {
             block_frames: block_size / core::FRAME_SIZE,
@@ -118,6 +123,7 @@ impl Pool {
             share_with_children,
             chunk,
             userfault,
+            report_every: seconds_of(report_every)?,
         };
         Ok(Pool { inner: Arc::new(core::Pool::new(options).map_err(to_py)?) })
     }

@@ -58,6 +58,7 @@ class Pool:
         share_with_children: bool = True,
         chunk: int = 2097152,
         userfault: bool = True,
+        report_every: float = 0.1,
     ) -> Self: ...
     def add(
         self,

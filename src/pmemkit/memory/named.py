@@ -55,20 +55,21 @@ __all__ = ["DirectoryStore", "NamedArrays", "SharedArrays", "open_arrays"]
 
 _ARRAY_LOCKS = 1 << 61
 """Where the locks of arrays stand, behind those of images."""
+_SIGNED = SIGNATURE.ljust(16, b"\0")
 _MAP_UNIT = 2 << 20
 """Mappings of a device DAX start at multiples of this."""
 
 Order = Literal["C", "F"]
 
 
-def _blank(medium: "Medium", size: int) -> bool:
+def _blank(medium: "Medium", size: int, slot_size: int) -> bool:
     """True where no directory was ever complete: nothing there, or one that was never finished.
 
     The first array goes to slot 1, so an empty slot 1 says that there was none."""
     page = medium.read(0, min(FRAME_SIZE, size))
-    start = page[: len(SIGNATURE)]
-    begun = start == SIGNATURE or not any(start)
-    second = medium.read(SLOT_SIZE, FRAME_SIZE) if size >= SLOT_SIZE + FRAME_SIZE else b""
+    # A failure leaves words of 8 bytes: each of the signature's is there or not.
+    begun = all(page[at : at + 8] in (bytes(8), _SIGNED[at : at + 8]) for at in (0, 8))
+    second = medium.read(slot_size, FRAME_SIZE) if size >= slot_size + FRAME_SIZE else b""
     return begun and not any(page[PoolHeader.SIZE :]) and not any(second)
 
 
@@ -80,21 +81,29 @@ class DirectoryStore:
         self.directory = directory
 
     @classmethod
-    def open(cls, medium: "Medium", size: int, *, path: str, may_format: bool = True) -> Self:
+    def open(
+        cls,
+        medium: "Medium",
+        size: int,
+        *,
+        path: str,
+        may_format: bool = True,
+        slot_size: int = SLOT_SIZE,
+    ) -> Self:
         """Finds the directory; makes an empty one where there was never any."""
         directory, faults = read_directory(medium.read, size)
         if directory is not None:
             return cls(medium, directory)
-        if not _blank(medium, size):
+        if not _blank(medium, size, slot_size):
             text = f"there is no directory of named arrays and other data: {faults[0]}"
             raise Corrupt(text, op="open", path=path)
         if not may_format:
             raise InvalidArgument("there are no named arrays yet", op="open", path=path)
-        frames = (size - 2 * SLOT_SIZE) // FRAME_SIZE
+        frames = (size - 2 * slot_size) // FRAME_SIZE
         if frames < 1:
-            text = f"{size} bytes are too few for a directory of {2 * SLOT_SIZE} and a frame"
+            text = f"{size} bytes are too few for a directory of {2 * slot_size} and a frame"
             raise InvalidArgument(text, op="open", path=path)
-        empty = Directory(uuid.uuid4(), 0, 1, SLOT_SIZE, frames, ())
+        empty = Directory(uuid.uuid4(), 0, 1, slot_size, frames, ())
         store = cls(medium, empty)
         store._commit(())
         return store

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike
 
-    from pmemkit._native.memory import Buffer
+    from pmemkit._native.memory import Buffer, Pool
 
 __all__ = ["BLOCK_SIZE", "MemoryPool", "Migration", "Placement", "Zeroing"]
 
@@ -80,18 +80,20 @@ class MemoryPool:
         share_with_children: bool = True,
         granule: int | str = 2 << 20,
         catch_with: Literal["best", "signal"] = "best",
+        progress_every: float = 0.1,
     ) -> None:
         """``placement``: ``local`` fills regions by rank, ``interleave`` spreads large extents over
         all of them in granules. ``zeroing``: bytes are zeroes only where they are ``asked`` for,
         whenever they are handed out (``allocate``), or cleared when they are given back (``free``).
         ``limit``: bytes that may be in use. ``catch_with``: how writers are made to wait while
-        their memory moves; see docs/memory-pools.md.
+        their memory moves; see docs/memory-pools.md. ``progress_every``: seconds between two calls
+        of a progress callback.
         """
         from pmemkit._native import memory
 
         if placement not in ("local", "interleave"):
             raise InvalidArgument(f"placement {placement!r} is none of local, interleave")
-        self._core = memory.Pool(
+        self._open_core: Pool | None = memory.Pool(
             block_size=_bytes(block_size),
             placement="preferred" if placement == "local" else "interleave",
             granule=_bytes(granule),
@@ -99,6 +101,7 @@ class MemoryPool:
             limit=None if limit is None else _bytes(limit),
             share_with_children=share_with_children,
             userfault=catch_with == "best",
+            report_every=progress_every,
         )
         self.block_size = _bytes(block_size)
         self.placement = placement
@@ -109,7 +112,6 @@ class MemoryPool:
         self._pressed = False
         self._progress: dict[str, tuple[int, int]] = {}
         self._cancelled: set[str] = set()
-        self._closed = False
         weakref.finalize(self, _close_all, self._members, self._named)
         try:
             for each in regions:
@@ -127,8 +129,9 @@ class MemoryPool:
     def close(self) -> None:
         """Hands nothing out any more and closes its files. Memory in use lives on with its users."""
         with self._lock:
-            self._closed = True
             _close_all(self._members, self._named)
+            # Whoever has memory of it keeps the rest alive.
+            self._open_core = None
 
     # --- regions ----------------------------------------------------------------------------------
 
@@ -139,7 +142,6 @@ class MemoryPool:
         is in the pool already, overlaps one, or is open for writing elsewhere.
         """
         with self._lock:
-            self._require_open()
             member = open_region_of(region, locking=not self._holds(region))
             try:
                 member.name = self._name_of(member)
@@ -289,7 +291,6 @@ class MemoryPool:
             self._cancelled.discard(region)
 
     def _member(self, region: str) -> Opened:
-        self._require_open()
         member = self._members.get(region)
         if member is None:
             there = ", ".join(self._members) or "none"
@@ -297,9 +298,11 @@ class MemoryPool:
             raise InvalidArgument(text, op="pool")
         return member
 
-    def _require_open(self) -> None:
-        if self._closed:
+    @property
+    def _core(self) -> "Pool":
+        if self._open_core is None:
             raise Closed("the pool is closed", op="pool")
+        return self._open_core
 
     # --- memory -----------------------------------------------------------------------------------
 
@@ -312,7 +315,6 @@ class MemoryPool:
         zero: bool = False,
     ) -> "Buffer":
         """Memory as an object with the buffer protocol (``memoryview(buffer)``)."""
-        self._require_open()
         number = None if region is None else self._member(region).id
         try:
             buffer = self._core.allocate(nbytes, region=number, fixed=not movable, zero=zero)
@@ -416,7 +418,6 @@ class MemoryPool:
         """
         from pmemkit._native import memory
 
-        self._require_open()
         before = memory.set_numpy_handler(self._core.numpy_handler())
         try:
             yield
@@ -427,7 +428,6 @@ class MemoryPool:
     def pin(self, *objects: Any) -> Iterator[None]:
         """Inside, arrays or buffers stay at their frames: for devices and other processes that
         reach them past their addresses (direct I/O, RDMA, a GPU). Waits for a migration."""
-        self._require_open()
         addresses = [address_of(each) for each in objects]
         held: list[int] = []
         try:
@@ -508,7 +508,6 @@ class MemoryPool:
     ) -> "np.ndarray[Any, Any]":
         """A new array of zeroes that is found again under its name after a restart."""
         with self._lock:
-            self._require_open()
             if name in self:
                 raise InvalidArgument(f"there is an array {name!r} already", op="create")
             return self._named_in(region).create(name, shape, dtype, order)

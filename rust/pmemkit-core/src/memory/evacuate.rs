@@ -31,8 +31,8 @@ use crate::error::{Error, Kind, Result};
 use crate::media;
 use crate::media::port::Port;
 
-/// How often a caller hears of progress.
-const REPORT_EVERY: Duration = Duration::from_millis(20);
+/// How long the gate is waited for between looks at the clock.
+const GATE_WAIT: Duration = Duration::from_millis(20);
 
 /// What is to be moved.
 #[derive(Clone, Debug)]
@@ -274,7 +274,8 @@ fn replaced(pieces: &[Piece], offset: u64, with: &[Piece]) -> Vec<Piece> {
 struct Driver<'a> {
     deadline: Option<Instant>,
     report: &'a mut dyn FnMut(Progress) -> Flow,
-    reported: Instant,
+    report_every: Duration,
+    reported: Option<Instant>,
     progress: Progress,
     hold_ns_peak: u64,
 }
@@ -289,10 +290,11 @@ impl Driver<'_> {
             error.source_errno = Some(libc::ETIMEDOUT);
             return Err(error);
         }
-        if self.reported.elapsed() < REPORT_EVERY && self.progress.moved < self.progress.total {
+        let recently = self.reported.is_some_and(|last| last.elapsed() < self.report_every);
+        if recently && self.progress.moved < self.progress.total {
             return Ok(());
         }
-        self.reported = Instant::now();
+        self.reported = Some(Instant::now());
         if (self.report)(self.progress) == Flow::Continue {
             return Ok(());
         }
@@ -316,7 +318,8 @@ impl Pool {
         let mut driver = Driver {
             deadline,
             report,
-            reported: Instant::now(),
+            report_every: self.options.report_every,
+            reported: None,
             progress: Progress { moved: 0, total: plan.total },
             hold_ns_peak: 0,
         };
@@ -561,8 +564,8 @@ impl Pool {
         let mut gate = locked(&self.gate);
         gate.closing = true;
         while gate.inside > 0 {
-            let left = deadline.map_or(REPORT_EVERY, |deadline| {
-                deadline.saturating_duration_since(Instant::now()).min(REPORT_EVERY)
+            let left = deadline.map_or(GATE_WAIT, |deadline| {
+                deadline.saturating_duration_since(Instant::now()).min(GATE_WAIT)
             });
             let waited = self.gate_moved.wait_timeout(gate, left);
             gate = waited.unwrap_or_else(PoisonError::into_inner).0;

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::catch::Catch;
 use super::region::{BlockState, Member, RegionInfo, RegionOptions};
@@ -75,6 +76,8 @@ pub struct Options {
     pub chunk: u64,
     /// Use userfaultfd where it works.
     pub userfault: bool,
+    /// How often the caller of a migration hears of its progress, besides its start and end.
+    pub report_every: Duration,
 }
 
 /// What one allocation asks for.

@@ -7,6 +7,7 @@
 //! What this does not do: decide anything, touch a mapped byte.
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::null_mut;
 
@@ -56,7 +57,8 @@ struct WriteProtectRequest {
 /// The last failed call on mappings. Where the kernel had no room for one more, says so.
 fn failed(op: &'static str, what: String) -> Error {
     let error = Error::last_os(op, what);
-    if error.source_errno != Some(libc::ENOMEM) {
+    // madvise says EAGAIN where others say ENOMEM.
+    if !matches!(error.source_errno, Some(libc::ENOMEM | libc::EAGAIN)) {
         return error;
     }
     let (used, limit) = mapping_counts();
@@ -71,14 +73,22 @@ fn failed(op: &'static str, what: String) -> Error {
         return limited;
     }
     let mut short = error;
-    short.kind = Kind::NoSpace;
+    if short.source_errno == Some(libc::ENOMEM) {
+        short.kind = Kind::NoSpace;
+    }
     short
 }
 
 /// How many mappings this process has, and how many it may have.
 pub fn mapping_counts() -> (u64, u64) {
-    let maps = fs::read("/proc/self/maps").unwrap_or_default();
-    let used = maps.iter().filter(|&&byte| byte == b'\n').count() as u64;
+    // In pieces: where no mapping is left, there is no large buffer to be had either.
+    let mut piece = [0u8; 4096];
+    let mut used = 0;
+    if let Ok(mut maps) = fs::File::open("/proc/self/maps") {
+        while let Ok(count @ 1..) = maps.read(&mut piece) {
+            used += piece[..count].iter().filter(|&&byte| byte == b'\n').count() as u64;
+        }
+    }
     let limit = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap_or_default();
     (used, limit.trim().parse().unwrap_or(65530))
 }
