@@ -11,6 +11,7 @@ pub mod btt;
 pub mod cache;
 pub mod error;
 pub mod formats;
+pub mod frames;
 pub mod fuse;
 pub mod media;
 pub mod memory;

@@ -82,7 +82,7 @@ unsafe fn use_at(place: *const u8) -> Use {
 /// The submodule `bench`.
 #[pymodule]
 pub mod bench {
-    use pmemkit_core::bench::{Call, Plan};
+    use pmemkit_core::bench::{Call, FramesPlan, Pattern, Plan};
     use pmemkit_core::cache::simulate;
 
     use super::*;
@@ -104,6 +104,22 @@ pub mod bench {
         let uses = (0..count).map(move |n| unsafe { use_at(address.get().add(n * USE_BYTES)) });
         let found = py.detach(|| simulate(uses, slots, flush_age)).map_err(to_py)?;
         Ok((found.requests, found.hits, found.blocks_written))
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true))]
+    fn frames_ns(
+        py: Python<'_>,
+        pattern: &str,
+        order: u32,
+        threads: usize,
+        count: u64,
+        library: Option<String>,
+        magazines: bool,
+    ) -> PyResult<(f64, f64)> {
+        let pattern = Pattern::from_name(pattern).map_err(to_py)?;
+        let plan = FramesPlan { pattern, order, threads, count, library, magazines };
+        py.detach(|| core::frames_ns(&plan)).map_err(to_py)
     }
 
     #[pyfunction]

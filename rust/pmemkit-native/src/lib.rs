@@ -9,6 +9,7 @@ mod buffer;
 mod cache;
 mod error;
 mod formats;
+mod frames;
 mod fuse;
 mod media;
 mod memory;
@@ -32,6 +33,8 @@ mod _native {
     use crate::btt::btt;
     #[pymodule_export]
     use crate::formats::formats;
+    #[pymodule_export]
+    use crate::frames::frames;
     #[pymodule_export]
     use crate::fuse::fuse;
     #[pymodule_export]

@@ -7,6 +7,7 @@ from . import bench as bench
 from . import block as block
 from . import btt as btt
 from . import formats as formats
+from . import frames as frames
 from . import fuse as fuse
 from . import media as media
 from . import memory as memory

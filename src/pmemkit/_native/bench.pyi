@@ -42,6 +42,22 @@ def cache_simulate(
     """Runs a trace through the cache's own replacement, without bytes: uses, hits, blocks written to
     media. A use has 16 bytes, little-endian: block (8), second (4), nonzero for a write (4)."""
 
+def frames_ns(
+    pattern: str,
+    order: int,
+    threads: int,
+    count: int,
+    *,
+    library: str | None = None,
+    magazines: bool = True,
+) -> tuple[float, float]:
+    """Nanoseconds of one get and one put of ``2**order`` frames, while so many threads each do
+    ``count``.
+
+    ``pattern``: ``bulk`` (all are taken, then all put in the same order), ``random`` (put in a
+    random order), ``pair`` (each is put at once; the pair's time is told as that of the get). With
+    ``library`` (a path or soname) ``malloc`` and ``free`` of that library do it instead of ours."""
+
 def medium_ns(
     call: str,
     length: int,
