@@ -141,7 +141,6 @@ def test_a_namespace_of_an_image_can_be_the_region(tmp_path):
         subprocess.run(command, check=True, capture_output=True, timeout=60)
 
     pmem("create-image", str(image), "--size", "96M", "--label-size", "128K")
-    pmem("init-labels", str(image), "--label-size", "128K")
     pmem("create-namespace", str(image), "--mode", "devdax", "--size", "64M")
     region = f"{image}:namespace0.0"
     with MemoryPool([RegionSpec(region, "ns", names=True)], block_size="8M") as pool:

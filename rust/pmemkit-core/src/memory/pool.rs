@@ -25,6 +25,7 @@ use super::slabs::{Slabs, SLAB_SIZE, SMALL_MAX};
 use super::sys::{self, Userfault};
 use super::{guard, FRAME_SIZE, WINDOW_ALIGN};
 use crate::error::{Error, Kind, Result};
+use crate::frames::AREA;
 use crate::media;
 use crate::media::port::Port;
 use crate::media::Store;
@@ -223,8 +224,16 @@ impl Pool {
     pub fn new(options: Options) -> Result<Pool> {
         static COUNTING: std::sync::Once = std::sync::Once::new();
         COUNTING.call_once(|| sys::before_fork(count_fork));
-        if options.block_frames == 0 || options.chunk == 0 || options.chunk % WINDOW_ALIGN != 0 {
-            return Err(invalid("pool", "blocks and chunks have whole pages".to_owned()));
+        if options.block_frames == 0 || options.block_frames % AREA != 0 {
+            let text = format!(
+                "a block has {} bytes, which is no multiple of {}",
+                options.block_frames * FRAME_SIZE,
+                AREA * FRAME_SIZE
+            );
+            return Err(invalid("pool", text));
+        }
+        if options.chunk == 0 || options.chunk % WINDOW_ALIGN != 0 {
+            return Err(invalid("pool", "chunks are multiples of 2 MiB".to_owned()));
         }
         let fault = if options.userfault { Userfault::open().ok().map(Arc::new) } else { None };
         Ok(Pool {
@@ -277,6 +286,7 @@ impl Pool {
         let identity = sys::identity(file.as_fd())?;
         let mut state = locked(&self.state);
         refuse_overlap(&state, identity, &options, frames)?;
+        let runs = Runs::new(frames)?;
         let window = sys::reserve(frames * FRAME_SIZE, WINDOW_ALIGN.max(info.map_unit))?;
         let mut member = Member {
             unit: (info.map_unit / FRAME_SIZE).max(1),
@@ -286,7 +296,7 @@ impl Pool {
             catch: Catch::Signal,
             writable: info.kind == media::sys::FileKind::Regular,
             own: !self.options.share_with_children,
-            runs: Runs::new(frames),
+            runs,
             blocks: vec![BlockState::Online; (frames / self.options.block_frames) as usize],
             file: Arc::new(file),
             options,

@@ -331,7 +331,8 @@ impl State {
 
     /// What is wrong.
     pub fn validate(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
+        let runs = self.members.values().map(|member| member.runs.validate());
+        let mut wrong: Vec<_> = runs.flatten().collect();
         let mut end_before = 0;
         let mut live = std::collections::BTreeMap::<u64, u64>::new();
         let mut pieces = Vec::new();
