@@ -69,7 +69,7 @@ def test_hot_remove_under_fire(kind, tmp_path, scale):
 
 
 def test_kernel_stores_are_caught_too_where_it_says_so(tmp_path):
-    """read(2) into an array that moves: with userfaultfd it waits, with the gate it may not move."""
+    """read(2) into an array that moves: userfaultfd makes it wait, in the gate nothing moves."""
     path = tmp_path / "data"
     path.write_bytes(os.urandom(4 * MIB))
     wanted = np.frombuffer(path.read_bytes(), "u1")
@@ -178,7 +178,7 @@ def test_removals_that_cannot_succeed_say_why_in_bounded_time():
             assert_as_before(pool, arrays, "a")
             assert time.monotonic() - started < 20
         fixed = pool.zeros(10, region="a", movable=False)
-        with pytest.raises(Busy, match="1 extents cannot move: .*is fixed"):
+        with pytest.raises(Busy, match=r"1 extents cannot move: .*is fixed"):
             pool.remove("a", timeout=20)
         del fixed
         pool.remove("a", timeout=60)
@@ -188,9 +188,8 @@ def test_a_pinned_extent_moves_when_it_is_let_go():
     regions = [RegionSpec("anonymous:16M", "a"), RegionSpec("anonymous:16M", "b")]
     with MemoryPool(regions, block_size="8M") as pool:
         array = pool.full(MIB, 7, "u1", region="a")
-        with pool.pin(array, array[5:]):
-            with pytest.raises(Busy, match="pinned"):
-                pool.migrate([array], "b")
+        with pool.pin(array, array[5:]), pytest.raises(Busy, match="pinned"):
+            pool.migrate([array], "b")
         pool.migrate([array], "b")
         assert regions_of(pool, array) == {"b"}
 

@@ -1,5 +1,6 @@
 """Named arrays: found again after anything, shared by a protocol, never half there."""
 
+import itertools
 import random
 import subprocess
 import sys
@@ -253,7 +254,7 @@ def test_every_power_failure_leaves_the_directory_before_or_after(granularity, s
         after.append((begin, before, set(there)))
     after.append((recording.event_count(), set(there), set(there)))
     looked = 0
-    for (begin, before, now), (end, _, _) in zip(after, after[1:], strict=False):
+    for (begin, before, now), (end, _, _) in itertools.pairwise(after):
         for event in range(begin + 1, end + 1):
             limit = scale(6, 64)
             for image in recording.crash_images(event, limit=limit, seed=seed, torn_pages=True):
@@ -307,9 +308,7 @@ def test_every_wrong_field_is_noticed():
         sealed = PoolHeader(
             **{
                 **{row.name: getattr(summed, row.name) for row in PoolHeader.fields()},
-                "entries_checksum": __import__(
-                    "pmemkit.formats.checksum", fromlist=["x"]
-                ).fletcher64(every),
+                "entries_checksum": fletcher64(every),
             }
         ).sealed()
         found, faults = read_of(sealed + every, size)

@@ -219,7 +219,7 @@ def test_threads_get_memory_of_their_own(pool):
     def run(seed: int) -> None:
         try:
             churn(seed)
-        except BaseException as error:  # noqa: BLE001 - told below
+        except BaseException as error:
             failed.append(error)
 
     threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]

@@ -3,7 +3,8 @@
 //! Reading order: [`error`], [`sg`], [`media`] (bytes with a flush and a fence), [`block`] (layers
 //! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a
 //! socket, batched), [`fuse`] (one file for the loop device), [`memory`] (pools of page frames);
-//! [`formats`] are the structures on media. Each module opens with what it is, its invariants and what it does not do.
+//! [`formats`] are the structures on media. Each module opens with what it is, its invariants and
+//! what it does not do.
 
 pub mod bench;
 pub mod block;

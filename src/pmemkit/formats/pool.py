@@ -53,7 +53,7 @@ NAME_MAX: Final = 255
 DIMENSIONS_MAX: Final = 8
 _SLOT_MAX: Final = 1 << 30
 
-Reader = Callable[[int, int], bytes]
+_Reader = Callable[[int, int], bytes]
 """``(offset, length)`` from the start of the region."""
 
 
@@ -192,7 +192,7 @@ def _entry_faults(entry: PoolEntry, frames: int) -> list[Fault]:
 
 
 def read_slot(
-    read: Reader, size: int, slot: int, slot_size: int
+    read: _Reader, size: int, slot: int, slot_size: int
 ) -> tuple[Directory | None, list[Fault]]:
     """One slot, and what is wrong with it."""
     base = slot * slot_size
@@ -233,7 +233,7 @@ def _common_faults(entries: Iterable[PoolEntry]) -> list[Fault]:
     return faults
 
 
-def read_directory(read: Reader, size: int) -> tuple[Directory | None, list[Fault]]:
+def read_directory(read: _Reader, size: int) -> tuple[Directory | None, list[Fault]]:
     """The current directory of a region, or what is wrong with both slots."""
     first, faults = read_slot(read, size, 0, _slot_size(read, size))
     second, more = read_slot(read, size, 1, _slot_size(read, size))
@@ -243,7 +243,7 @@ def read_directory(read: Reader, size: int) -> tuple[Directory | None, list[Faul
     return max(found, key=lambda each: each.sequence), []
 
 
-def _slot_size(read: Reader, size: int) -> int:
+def _slot_size(read: _Reader, size: int) -> int:
     """The size that header 0 says, or the one that a search for header 1 finds."""
     if size < PoolHeader.SIZE:
         return SLOT_SIZE

@@ -1,7 +1,7 @@
 """Memory: pools over regions that are RAM by nature, arrays that survive, hot add and remove.
 
-Start with :class:`MemoryPool`; docs/memory-pools.md is for users, docs/internals/memory.md for those
-who change it.
+Start with :class:`MemoryPool`; docs/memory-pools.md is for users, docs/internals/memory.md for
+those who change it.
 """
 
 from pmemkit.memory.named import SharedArrays, open_arrays

@@ -1,7 +1,7 @@
 """Arrays that survive: a region's directory of names, and the arrays behind them.
 
-:class:`DirectoryStore` changes the directory on a medium, crash-safe; :class:`NamedArrays` is that of
-a pool's member; :func:`open_arrays` is what another process opens.
+:class:`DirectoryStore` changes the directory on a medium, crash-safe; :class:`NamedArrays` is that
+of a pool's member; :func:`open_arrays` is what another process opens.
 
 The protocol between processes:
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from pmemkit._native.media import Medium
     from pmemkit._native.memory import Buffer, Pool
 
-__all__ = ["DirectoryStore", "NamedArrays", "SharedArrays", "open_arrays"]
+__all__ = ["DirectoryStore", "NamedArrays", "SharedArrays", "make_entry", "open_arrays"]
 
 _ARRAY_LOCKS = 1 << 61
 """Where the locks of arrays stand, behind those of images."""
@@ -59,7 +59,7 @@ _SIGNED = SIGNATURE.ljust(16, b"\0")
 _MAP_UNIT = 2 << 20
 """Mappings of a device DAX start at multiples of this."""
 
-Order = Literal["C", "F"]
+_Order = Literal["C", "F"]
 
 
 def _blank(medium: "Medium", size: int, slot_size: int) -> bool:
@@ -161,7 +161,7 @@ class DirectoryStore:
 
 
 def make_entry(
-    name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]", order: Order, first: int
+    name: str, shape: tuple[int, ...], dtype: "np.dtype[Any]", order: _Order, first: int
 ) -> PoolEntry:
     """The entry of a new array."""
     encoded = name.encode()
@@ -205,7 +205,7 @@ def _tuples(described: Any) -> Any:
     return [(each[0], _tuples(each[1]), *(tuple(part) for part in each[2:])) for each in described]
 
 
-def view(entry: PoolEntry, memory: Any, offset: int = 0) -> "np.ndarray[Any, Any]":
+def _view(entry: PoolEntry, memory: Any, offset: int = 0) -> "np.ndarray[Any, Any]":
     """The array of an entry over its bytes."""
     import numpy as np
 
@@ -215,7 +215,7 @@ def view(entry: PoolEntry, memory: Any, offset: int = 0) -> "np.ndarray[Any, Any
         if not count:
             return np.empty(entry.lengths, dtype)
         flat = np.frombuffer(memory, dtype, count, offset)
-        order: Order = "F" if entry.order == b"F" else "C"
+        order: _Order = "F" if entry.order == b"F" else "C"
         return flat.reshape(entry.lengths, order=order)
     except (TypeError, ValueError, IndexError) as cause:
         raise Corrupt(f"array {entry.text!r} does not read: {cause}", op="open") from cause
@@ -288,7 +288,7 @@ class NamedArrays(Mapping[str, Any]):
             self._buffers.clear()
 
     def create(
-        self, name: str, shape: int | tuple[int, ...], dtype: "DTypeLike", order: Order
+        self, name: str, shape: int | tuple[int, ...], dtype: "DTypeLike", order: _Order
     ) -> "np.ndarray[Any, Any]":
         """A new array of zeroes, durable as such."""
         import numpy as np
@@ -307,12 +307,12 @@ class NamedArrays(Mapping[str, Any]):
             start = place[1] - self._member.start - self.data_offset
             self._store.insert(replace(entry, first=start // FRAME_SIZE))
             self._buffers[name] = buffer
-            return view(entry, buffer)
+            return _view(entry, buffer)
 
     def __getitem__(self, name: str) -> "np.ndarray[Any, Any]":
         with self._lock:
             self._require_here()
-            return view(self._store.find(name), self._buffers[name])
+            return _view(self._store.find(name), self._buffers[name])
 
     def __delitem__(self, name: str) -> None:
         with self._lock:
@@ -400,7 +400,7 @@ class SharedArrays(Mapping[str, Any]):
             mapped = mmap.mmap(fd, begin + length - base, access=access, offset=base)
         finally:
             os.close(fd)
-        return view(entry, mapped, begin - base)
+        return _view(entry, mapped, begin - base)
 
     def persist(self, name: str) -> None:
         """Makes what an array holds durable."""

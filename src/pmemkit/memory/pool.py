@@ -46,8 +46,8 @@ BLOCK_SIZE = 128 << 20
 
 Placement = Literal["local", "interleave"]
 Zeroing = Literal["asked", "allocate", "free"]
-Progress = Callable[[int, int], object]
-Shape = int | tuple[int, ...]
+_Progress = Callable[[int, int], object]
+_Shape = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class MemoryPool:
         self.close()
 
     def close(self) -> None:
-        """Hands nothing out any more and closes its files. Memory in use lives on with its users."""
+        """Hands nothing out any more and closes its files; memory in use lives on."""
         with self._lock:
             _close_all(self._members, self._named)
             # Whoever has memory of it keeps the rest alive.
@@ -196,7 +196,7 @@ class MemoryPool:
             self._named[member.name] = named
 
     def remove(
-        self, region: str, *, timeout: float | None = None, progress: Progress | None = None
+        self, region: str, *, timeout: float | None = None, progress: _Progress | None = None
     ) -> Migration:
         """Moves everything out of a region and lets it go.
 
@@ -233,9 +233,9 @@ class MemoryPool:
         count: int = 1,
         *,
         timeout: float | None = None,
-        progress: Progress | None = None,
+        progress: _Progress | None = None,
     ) -> Migration:
-        """Moves everything out of blocks of a region; nothing new is put there. As :meth:`remove`."""
+        """Moves everything out of blocks, as :meth:`remove`; nothing new is put there."""
         member = self._member(region)
         core = self._core.offline
         return self._migrate(region, timeout, progress, core, member.id, first, count)
@@ -250,11 +250,11 @@ class MemoryPool:
         region: str,
         *,
         timeout: float | None = None,
-        progress: Progress | None = None,
+        progress: _Progress | None = None,
     ) -> Migration:
         """Moves arrays or buffers of the pool into a region. As :meth:`remove`."""
         member = self._member(region)
-        addresses = [address_of(each) for each in objects]
+        addresses = [_address_of(each) for each in objects]
         core = self._core.migrate
         return self._migrate(region, timeout, progress, core, addresses, member.id)
 
@@ -270,7 +270,7 @@ class MemoryPool:
         self,
         region: str,
         timeout: float | None,
-        progress: Progress | None,
+        progress: _Progress | None,
         core: Callable[..., dict[str, int]],
         *arguments: object,
     ) -> Migration:
@@ -346,7 +346,7 @@ class MemoryPool:
 
     def empty(
         self,
-        shape: Shape,
+        shape: _Shape,
         dtype: "DTypeLike" = float,
         *,
         order: Literal["C", "F"] = "C",
@@ -358,7 +358,7 @@ class MemoryPool:
 
     def zeros(
         self,
-        shape: Shape,
+        shape: _Shape,
         dtype: "DTypeLike" = float,
         *,
         order: Literal["C", "F"] = "C",
@@ -369,7 +369,7 @@ class MemoryPool:
         return self._array(shape, dtype, order, region=region, movable=movable, zero=True)
 
     def full(
-        self, shape: Shape, value: Any, dtype: "DTypeLike | None" = None, **options: Any
+        self, shape: _Shape, value: Any, dtype: "DTypeLike | None" = None, **options: Any
     ) -> "np.ndarray[Any, Any]":
         """An array of one value; options as for :meth:`empty`."""
         import numpy as np
@@ -390,7 +390,7 @@ class MemoryPool:
         return made
 
     def _array(
-        self, shape: Shape, dtype: "DTypeLike", order: Literal["C", "F"], **options: Any
+        self, shape: _Shape, dtype: "DTypeLike", order: Literal["C", "F"], **options: Any
     ) -> "np.ndarray[Any, Any]":
         import numpy as np
 
@@ -407,7 +407,8 @@ class MemoryPool:
         buffer = self.alloc(count * kind.itemsize, **options)
         if count * kind.itemsize == 0:
             return np.empty(lengths, kind, order)
-        return np.frombuffer(buffer, kind).reshape(lengths, order=order)
+        flat = np.frombuffer(memoryview(buffer), kind)
+        return flat.reshape(lengths, order=order)
 
     @contextlib.contextmanager
     def numpy(self) -> Iterator[None]:
@@ -428,7 +429,7 @@ class MemoryPool:
     def pin(self, *objects: Any) -> Iterator[None]:
         """Inside, arrays or buffers stay at their frames: for devices and other processes that
         reach them past their addresses (direct I/O, RDMA, a GPU). Waits for a migration."""
-        addresses = [address_of(each) for each in objects]
+        addresses = [_address_of(each) for each in objects]
         held: list[int] = []
         try:
             for address in addresses:
@@ -489,7 +490,7 @@ class MemoryPool:
 
     def owns(self, thing: Any) -> bool:
         """True for an array or buffer whose bytes are at an address of this pool."""
-        return self._core.owns(address_of(thing))
+        return self._core.owns(_address_of(thing))
 
     def validate(self) -> list[str]:
         """What is inconsistent; nothing is, unless there is a bug."""
@@ -500,7 +501,7 @@ class MemoryPool:
     def create(
         self,
         name: str,
-        shape: Shape,
+        shape: _Shape,
         dtype: "DTypeLike" = float,
         *,
         order: Literal["C", "F"] = "C",
@@ -563,7 +564,7 @@ def _bytes(size: int | str) -> int:
     return parse_size(size) if isinstance(size, str) else size
 
 
-def address_of(thing: Any) -> int:
+def _address_of(thing: Any) -> int:
     """The address of an array, or of an object with the buffer protocol."""
     known = getattr(thing, "address", None)
     if isinstance(known, int):

@@ -1,8 +1,8 @@
 //! How writers are kept from a range while its bytes move: by userfaultfd, or by a signal.
 //!
 //! Invariants:
-//! 1. From the return of [`Catch::hold`] until [`Hold::moved`] or the drop of the [`Hold`], no store
-//!    of a thread of this process reaches the range through its address. Who tries waits.
+//! 1. From the return of [`Catch::hold`] until [`Hold::moved`] or the drop of the [`Hold`], no
+//!    store of a thread of this process reaches the range through its address. Who tries waits.
 //! 2. After either, whoever waited makes its store again, on whatever is mapped there by then.
 //!
 //! What this does not do: stop stores through other mappings (those of other processes), or of

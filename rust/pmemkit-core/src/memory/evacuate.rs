@@ -11,25 +11,23 @@
 //! 2. It completes, or every extent is where it was, the blocks are in the states they had, and the
 //!    error says why. Only a system call that fails on the way back leaves an extent at its new
 //!    frames; it is then an extent of these, whole and valid.
-//! 3. No store is lost: between hold and move nobody stores to the chunk, and after the mapping nobody
+//! 3. No store is lost: between hold and mapping nobody stores to the chunk, and afterwards nobody
 //!    reaches the old frames through its addresses.
 //! 4. One migration at a time a pool.
 //!
 //! What this does not do: move what is pinned, fixed, or shared with a forked child; it says so.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::catch::Catch;
+use super::chunk::{move_chunk, Chunk, Side};
 use super::pool::{locked, Piece, Pool, State};
 use super::region::BlockState;
 use super::state::Wanted;
-use super::{guard, sys, FRAME_SIZE, WINDOW_ALIGN};
+use super::{guard, sys, FRAME_SIZE};
 use crate::error::{Error, Kind, Result};
-use crate::media;
-use crate::media::port::Port;
 
 /// How long the gate is waited for between looks at the clock.
 const GATE_WAIT: Duration = Duration::from_millis(20);
@@ -106,110 +104,6 @@ struct Move {
     done: u64,
 }
 
-/// What of a member the copying needs, so that it needs no lock.
-struct Side {
-    file: Arc<OwnedFd>,
-    offset: u64,
-    frames: u64,
-    catch: Catch,
-    large_pages: bool,
-    /// Its bytes can be written through the file: faster than through a mapping where the kernel has
-    /// no page yet, because a page that is written whole is not zeroed first.
-    writable: bool,
-    /// Where all of it is mapped as long as it is a member.
-    window: u64,
-    /// A second mapping of all of it, made when it is first needed.
-    alias: Option<u64>,
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        if let Some(alias) = self.alias {
-            // SAFETY: mapped by `alias_of`; nobody else knows it.
-            unsafe { sys::unmap(alias, self.frames * FRAME_SIZE) };
-        }
-    }
-}
-
-impl Side {
-    /// Where a frame is mapped although its extent's address may be held, or show another frame.
-    fn alias_of(&mut self, frame: u64) -> Result<u64> {
-        if self.alias.is_none() {
-            let len = self.frames * FRAME_SIZE;
-            let base = sys::reserve(len, WINDOW_ALIGN)?;
-            // SAFETY: reserved just now.
-            let mapped = unsafe { sys::map_over(base, len, self.file.as_fd(), self.offset) };
-            if let Err(error) = mapped.and_then(|()| sys::keep_from_children(base, len)) {
-                // SAFETY: as above.
-                unsafe { sys::unmap(base, len) };
-                return Err(error);
-            }
-            if self.large_pages {
-                sys::advise_large_pages(base, len);
-            }
-            self.alias = Some(base);
-        }
-        Ok(self.alias.unwrap_or_default() + frame * FRAME_SIZE)
-    }
-
-    /// Where to read frames of an extent while stores to its address are held. Protecting a large
-    /// page splits it, after which each small page of it faults anew: not so through an alias.
-    fn read_from(&mut self, chunk: &Chunk) -> Result<u64> {
-        if self.large_pages && sys::large_pages_possible() {
-            return self.alias_of(chunk.from.1);
-        }
-        Ok(chunk.at)
-    }
-
-    /// Where to write frames that a chunk goes to: in the window, unless an extent that was moved
-    /// away has their address there.
-    fn write_to(&mut self, chunk: &Chunk, displaced: &[(u64, u64)]) -> Result<u64> {
-        let start = self.window + chunk.to.1 * FRAME_SIZE;
-        let end = start + chunk.frames * FRAME_SIZE;
-        let after = displaced.partition_point(|&(_, taken_end)| taken_end <= start);
-        match displaced.get(after) {
-            Some(&(taken, _)) if taken < end => self.alias_of(chunk.to.1),
-            _ => Ok(start),
-        }
-    }
-
-    /// Copies bytes to frames that are mapped at `to`.
-    fn copy(&self, frame: u64, from: u64, to: u64, len: u64) -> Result<()> {
-        if self.writable && !sys::is_resident(to, len)? {
-            let offset = self.offset + frame * FRAME_SIZE;
-            // SAFETY: the source is mapped for this length; where its file was cut, the call fails.
-            return unsafe {
-                media::sys::write(self.file.as_fd(), offset, from as *const u8, len)
-                    .map_err(vanished)
-            };
-        }
-        // SAFETY: both are mappings of ours of this length; the guard was installed by `Pool::add`.
-        let copied = unsafe { Port::get().copy_bulk(to as *mut u8, from as *const u8, len) };
-        if copied.is_fault() {
-            let text = format!(
-                "copying {len} bytes faulted at address {:#x}: the region's file was cut, or there \
-                 is no room for its bytes",
-                copied.value
-            );
-            return Err(Error::new(Kind::Truncated, "migrate", text));
-        }
-        Ok(())
-    }
-
-    /// Maps frames at an address of an extent.
-    fn map_at(&self, at: u64, frame: u64, frames: u64) -> Result<()> {
-        let len = frames * FRAME_SIZE;
-        // SAFETY: the addresses are those of an extent that is moving; its bytes are in the frames.
-        unsafe { sys::map_over(at, len, self.file.as_fd(), self.offset + frame * FRAME_SIZE)? };
-        // While it is moving no child gets it; see `Pool::fill`.
-        let _ = sys::keep_from_children(at, len);
-        if self.large_pages {
-            sys::advise_large_pages(at, len);
-        }
-        Ok(())
-    }
-}
-
 /// A migration that was prepared.
 struct Plan {
     moves: Vec<Move>,
@@ -220,14 +114,6 @@ struct Plan {
     /// meanwhile is among them.
     displaced: Vec<(u64, u64)>,
     total: u64,
-}
-
-/// A chunk: addresses, and frames on both sides.
-struct Chunk {
-    at: u64,
-    frames: u64,
-    from: (u32, u64),
-    to: (u32, u64),
 }
 
 /// Which piece the frame `offset` of an extent lies in: region, frame, frames from there on.
@@ -365,7 +251,7 @@ impl Pool {
         Err(Error::new(Kind::Busy, "migrate", text))
     }
 
-    // --- preparing --------------------------------------------------------------------------------
+    // --- preparing -------------------------------------------------------------------------------
 
     fn prepare(&self, work: &Work) -> Result<Plan> {
         let mut state = locked(&self.state);
@@ -500,7 +386,7 @@ impl Pool {
         }
     }
 
-    // --- moving -----------------------------------------------------------------------------------
+    // --- moving ----------------------------------------------------------------------------------
 
     fn move_all(&self, plan: &mut Plan, driver: &mut Driver<'_>) -> Result<()> {
         driver.advance(0)?;
@@ -586,7 +472,7 @@ impl Pool {
         self.gate_moved.notify_all();
     }
 
-    // --- ending -----------------------------------------------------------------------------------
+    // --- ending ----------------------------------------------------------------------------------
 
     fn finish(&self, work: &Work, plan: Plan, completed: bool, hold_ns_peak: u64) {
         let mut state = locked(&self.state);
@@ -754,39 +640,4 @@ fn no_room(state: &State, candidates: &[u32], total: u64, part: &Move) -> Error 
         part.at
     );
     Error::new(Kind::NoSpace, "migrate", text)
-}
-
-/// Moves one chunk; gives the nanoseconds for which its stores were held.
-fn move_chunk(
-    sides: &mut BTreeMap<u32, Side>,
-    displaced: &[(u64, u64)],
-    chunk: &Chunk,
-) -> Result<u64> {
-    let len = chunk.frames * FRAME_SIZE;
-    let missing = || Error::new(Kind::System, "migrate", "a region of the chunk is not there");
-    let source = sides.get_mut(&chunk.from.0).ok_or_else(missing)?;
-    let from = source.read_from(chunk)?;
-    let catch = source.catch.clone();
-    let target = sides.get_mut(&chunk.to.0).ok_or_else(missing)?;
-    let to = target.write_to(chunk, displaced)?;
-    // Pages are brought in before anybody has to wait. One that is missing is an error here.
-    sys::populate_read(from, len).map_err(vanished)?;
-    if !target.writable {
-        sys::populate_write(to, len).map_err(vanished)?;
-    }
-    let started = Instant::now();
-    // SAFETY: the chunk is a part of an extent, which is mapped as long as it is moving.
-    let hold = unsafe { catch.hold(chunk.at, len)? };
-    target.copy(chunk.to.1, from, to, len)?;
-    target.map_at(chunk.at, chunk.to.1, chunk.frames)?;
-    hold.moved();
-    Ok(started.elapsed().as_nanos() as u64)
-}
-
-fn vanished(error: Error) -> Error {
-    if error.source_errno != Some(libc::EFAULT) {
-        return error;
-    }
-    let text = format!("the region's file does not reach here any more: {}", error.detail);
-    Error::new(Kind::Truncated, "migrate", text)
 }

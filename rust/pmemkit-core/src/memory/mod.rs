@@ -7,12 +7,13 @@
 //! then the extent's address lies in the window of one region and its bytes in another.
 //!
 //! Reading order: [`pool`] (what there is), [`evacuate`] (how bytes move under their writers),
-//! [`catch`] and [`guard`] (how writers wait), [`slabs`] (objects smaller than a page), [`runs`]
-//! (which frames are free), [`sys`].
+//! [`chunk`], [`catch`] and [`guard`] (how writers wait), [`slabs`] (objects smaller than a page),
+//! [`runs`] (which frames are free), [`sys`].
 //!
 //! What this does not do: choose policies (Python does), know what lies in an extent.
 
 mod catch;
+mod chunk;
 mod evacuate;
 mod guard;
 mod pool;

@@ -273,7 +273,7 @@ impl Pool {
         self.forks_known.store(FORKS.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    // --- members ----------------------------------------------------------------------------------
+    // --- members ---------------------------------------------------------------------------------
 
     /// Adds a region; gives its number. The descriptor is duplicated.
     pub fn add(&self, fd: BorrowedFd<'_>, options: RegionOptions) -> Result<u32> {
@@ -386,7 +386,7 @@ impl Pool {
         state.members.iter().map(|(&id, member)| member.info(id, block)).collect()
     }
 
-    // --- extents ----------------------------------------------------------------------------------
+    // --- extents ---------------------------------------------------------------------------------
 
     /// Memory of `bytes` bytes; its address. Small objects share a slab.
     pub fn allocate(&self, bytes: u64, request: Request) -> Result<u64> {
@@ -578,7 +578,7 @@ impl Pool {
         }
     }
 
-    // --- the gate ---------------------------------------------------------------------------------
+    // --- the gate --------------------------------------------------------------------------------
 
     /// Enters the gate: nothing is held from its writers until [`Pool::leave`].
     pub fn enter(&self) {
@@ -596,7 +596,7 @@ impl Pool {
         self.gate_moved.notify_all();
     }
 
-    // --- what is there ----------------------------------------------------------------------------
+    // --- what is there ---------------------------------------------------------------------------
 
     /// What happened, and bytes in use now and at most.
     pub fn stats(&self) -> (PoolStats, u64, u64) {

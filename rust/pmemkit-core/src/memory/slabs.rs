@@ -1,8 +1,8 @@
 //! Objects smaller than a page or a few: slabs of one size class each.
 //!
-//! A slab is an extent of 64 KiB at a multiple of that, so an object's address names its slab. Which
-//! objects are in use stands in bits beside the pool, not in its memory: a pool's bytes are content
-//! only, and a stray store cannot break the allocator.
+//! A slab is an extent of 64 KiB at a multiple of that, so an object's address names its slab.
+//! Which objects are in use stands in bits beside the pool, not in its memory: a pool's bytes are
+//! content only, and a stray store cannot break the allocator.
 //!
 //! Invariants:
 //! 1. `partial[class]` lists the slabs of the class that have a free object, each once.
