@@ -41,6 +41,8 @@ COMMANDS = {
     "mount": ("mount_namespace", "a file system on a namespace, mounted (root)"),
     "umount": ("umount_namespace", "unmount what mount mounted"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
+    "memory": ("memory_pool", "the pool of a running program: stat, map, add, remove, blocks"),
+    "top": ("memory_pool:run_top", "a pool's regions and blocks, live"),
     "bench": ("run_bench", "benchmarks against peers"),
 }
 

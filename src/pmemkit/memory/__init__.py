@@ -6,12 +6,17 @@ those who change it.
 
 from pmemkit.memory.named import SharedArrays, open_arrays
 from pmemkit.memory.pool import BLOCK_SIZE, MemoryPool, Migration
+from pmemkit.memory.provider import Block, ProcessProvider, Provider, RegionProvider
 from pmemkit.memory.regions import RegionSpec
 
 __all__ = [
     "BLOCK_SIZE",
+    "Block",
     "MemoryPool",
     "Migration",
+    "ProcessProvider",
+    "Provider",
+    "RegionProvider",
     "RegionSpec",
     "SharedArrays",
     "open_arrays",

@@ -28,8 +28,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, PmemError
+from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, NotSupported, PmemError
+from pmemkit.memory.control import ControlServer
 from pmemkit.memory.named import NamedArrays
+from pmemkit.memory.provider import Block, Provider, RegionProvider
 from pmemkit.memory.regions import Opened, RegionSpec, open_region_of
 from pmemkit.units import parse_size
 
@@ -71,7 +73,7 @@ class MemoryPool:
 
     def __init__(
         self,
-        regions: Iterable[RegionSpec | str | os.PathLike[str]] = (),
+        regions: Iterable[RegionSpec | str | os.PathLike[str] | Provider] = (),
         *,
         placement: Placement = "local",
         block_size: int | str = BLOCK_SIZE,
@@ -106,6 +108,8 @@ class MemoryPool:
         self.block_size = _bytes(block_size)
         self.placement = placement
         self._members: dict[str, Opened] = {}
+        self._providers: dict[str, Provider] = {}
+        self._servers: list[ControlServer] = []
         self._named: dict[str, NamedArrays] = {}
         self._lock = threading.RLock()
         self._pressure: tuple[float, Callable[[int], object]] | None = None
@@ -129,19 +133,29 @@ class MemoryPool:
     def close(self) -> None:
         """Hands nothing out any more and closes its files; memory in use lives on."""
         with self._lock:
+            while self._servers:
+                self._servers.pop().close()
             _close_all(self._members, self._named)
+            for provider in self._providers.values():
+                provider.close()
+            self._providers.clear()
             # Whoever has memory of it keeps the rest alive.
             self._open_core = None
 
     # --- regions ----------------------------------------------------------------------------------
 
-    def add(self, region: RegionSpec | str | os.PathLike[str]) -> str:
-        """Adds a region; gives its name in the pool.
+    def add(self, region: RegionSpec | str | os.PathLike[str] | Provider) -> str:
+        """Adds a region, or a provider of bytes that have no address here; gives its name.
 
         Raises :class:`InvalidArgument` for one smaller than a block, and :class:`Busy` for one that
         is in the pool already, overlaps one, or is open for writing elsewhere.
         """
         with self._lock:
+            if isinstance(region, Provider):
+                if region.name in self.regions():
+                    raise Busy(f"region {region.name} is in the pool already", op="add")
+                self._providers[region.name] = region
+                return region.name
             member = open_region_of(region, locking=not self._holds(region))
             try:
                 member.name = self._name_of(member)
@@ -206,6 +220,10 @@ class MemoryPool:
         that shares the memory, a timeout or a cancellation. The pool is then as it was.
         """
         with self._lock:
+            if region in self._providers:
+                # Its blocks are the provider's, and go with it.
+                self._providers.pop(region).close()
+                return Migration(0, 0, 0, 0)
             member = self._member(region)
             named = self._named.get(region)
             if named is not None:
@@ -290,10 +308,23 @@ class MemoryPool:
             self._progress.pop(region, None)
             self._cancelled.discard(region)
 
+    def provider(self, region: str) -> Provider:
+        """A region as a provider of blocks."""
+        if region in self._providers:
+            return self._providers[region]
+        return RegionProvider(self._core, self._member(region).id, region)
+
+    def block(self, nbytes: int, region: str | None = None) -> Block:
+        """Bytes to copy into, out of and between, of any region; those of this CPU by default."""
+        return Block(self.provider(region or next(iter(self._members))), nbytes)
+
     def _member(self, region: str) -> Opened:
         member = self._members.get(region)
+        if region in self._providers:
+            text = f"region {region} has no address in this process: use block() and copy"
+            raise NotSupported(text, op="pool", path=region)
         if member is None:
-            there = ", ".join(self._members) or "none"
+            there = ", ".join(self.regions()) or "none"
             text = f"region {region!r} is not in this pool; there is {there}"
             raise InvalidArgument(text, op="pool")
         return member
@@ -454,6 +485,13 @@ class MemoryPool:
         """Says that no forked child uses the pool's memory any more; migration is allowed again."""
         self._core.forget_children()
 
+    def publish(self, path: str | os.PathLike[str]) -> ControlServer:
+        """Answers ``pmem memory`` and ``pmem top`` on a Unix socket until the pool, or what this
+        gives, is closed."""
+        server = ControlServer(self, path)
+        self._servers.append(server)
+        return server
+
     # --- what is there ----------------------------------------------------------------------------
 
     def stat(self) -> dict[str, Any]:
@@ -464,7 +502,11 @@ class MemoryPool:
             region["blocks"] = [{"state": state, "used": used} for state, used in region["blocks"]]
             region["names"] = region["name"] in self._named
         limit = {"placement": self.placement, "block_size": self.block_size}
-        return {**limit, "regions": regions, **self._core.stats()}
+        providers = [
+            {"name": each.name, "cpu_addressable": each.cpu_addressable, "used": each.used()}
+            for each in self._providers.values()
+        ]
+        return {**limit, "regions": regions, "providers": providers, **self._core.stats()}
 
     def map(self) -> list[dict[str, Any]]:
         """Every extent: address, length, where its bytes are."""
@@ -486,7 +528,7 @@ class MemoryPool:
 
     def regions(self) -> list[str]:
         """Names of the regions."""
-        return list(self._members)
+        return [*self._members, *self._providers]
 
     def owns(self, thing: Any) -> bool:
         """True for an array or buffer whose bytes are at an address of this pool."""
