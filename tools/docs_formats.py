@@ -163,8 +163,8 @@ TRAPS = (
     ),
     Trap(
         "pool",
-        "The signature is longer than what power failure leaves whole: half of it in the first slot, "
-        "and nothing in the second, is a directory that was never finished, not other data.",
+        "The signature is longer than what power failure leaves whole: half of it in the first "
+        "slot, and nothing in the second, is a directory that was never finished, not other data.",
         _POOL + "test_a_failure_while_the_first_directory_is_made_leaves_one_that_can_be_made",
     ),
 )

@@ -100,8 +100,8 @@ fn outcome_dict<'py>(py: Python<'py>, outcome: &core::Outcome) -> PyResult<Bound
 #[pymethods]
 impl Pool {
     #[new]
-    #[pyo3(signature = (*, block_size, placement="preferred", granule=2 << 20, zeroing="asked",
-                        limit=None, share_with_children=true, chunk=2 << 20, userfault=true,
+    #[pyo3(signature = (*, block_size, placement="preferred", granule=2097152, zeroing="asked",
+                        limit=None, share_with_children=true, chunk=2097152, userfault=true,
                         report_every=0.1))]
     #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python class.
     fn new(
