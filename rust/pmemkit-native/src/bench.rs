@@ -107,7 +107,9 @@ pub mod bench {
     }
 
     #[pyfunction]
-    #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true))]
+    #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true,
+                        persistent=false))]
+    #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python function.
     fn frames_ns(
         py: Python<'_>,
         pattern: &str,
@@ -116,9 +118,10 @@ pub mod bench {
         count: u64,
         library: Option<String>,
         magazines: bool,
+        persistent: bool,
     ) -> PyResult<(f64, f64)> {
         let pattern = Pattern::from_name(pattern).map_err(to_py)?;
-        let plan = FramesPlan { pattern, order, threads, count, library, magazines };
+        let plan = FramesPlan { pattern, order, threads, count, library, magazines, persistent };
         py.detach(|| core::frames_ns(&plan)).map_err(to_py)
     }
 

@@ -139,6 +139,11 @@ impl Allocator {
         self.inner.metadata_bytes()
     }
 
+    #[getter]
+    fn dram_bytes(&self) -> u64 {
+        self.inner.dram_bytes()
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = py.detach(|| self.inner.stats());
         let dict = PyDict::new(py);

@@ -48,6 +48,8 @@ mod _native {
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
     const PLANTED_FAULTS: bool = cfg!(feature = "planted-faults");
+    #[pymodule_export]
+    const NO_PAGE_MAP: bool = cfg!(feature = "no-page-map");
 
     #[pyfunction]
     fn version() -> &'static str {

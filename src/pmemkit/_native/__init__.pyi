@@ -19,6 +19,9 @@ BUILD_PROFILE: str
 PLANTED_FAULTS: bool
 """True for a build that carries planted durability faults (a test's build, never a user's)."""
 
+NO_PAGE_MAP: bool
+"""True for a build in which making a page map ends the process (a test's build, never a user's)."""
+
 def version() -> str:
     """Version of the core, equal to the package's."""
 

@@ -50,13 +50,15 @@ def frames_ns(
     *,
     library: str | None = None,
     magazines: bool = True,
+    persistent: bool = False,
 ) -> tuple[float, float]:
     """Nanoseconds of one get and one put of ``2**order`` frames, while so many threads each do
     ``count``.
 
     ``pattern``: ``bulk`` (all are taken, then all put in the same order), ``random`` (put in a
     random order), ``pair`` (each is put at once; the pair's time is told as that of the get). With
-    ``library`` (a path or soname) ``malloc`` and ``free`` of that library do it instead of ours."""
+    ``library`` (a path or soname) ``malloc`` and ``free`` of that library do it instead of ours. With
+    ``persistent`` the page map is one that a power failure does not take; it is not flushed."""
 
 def medium_ns(
     call: str,

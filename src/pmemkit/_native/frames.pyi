@@ -112,6 +112,11 @@ class Allocator:
     def metadata_bytes(self) -> int:
         """Bytes of the page map and of what the allocator keeps beside it."""
 
+    @property
+    def dram_bytes(self) -> int:
+        """Those of them that are in DRAM: all but the map in a region. A persistent map is in both
+        places."""
+
     def stats(self) -> _Stats:
         """``free`` and ``offline`` frames; ``runs``, for each order how many runs of it the free
         frames hold; ``fragmentation``, the share of the free frames outside free areas."""

@@ -8,12 +8,13 @@
 //! What this does not do: fill the memory, measure what a page fault costs.
 
 use std::ffi::c_void;
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Library;
 use crate::error::{Error, Kind, Result};
-use crate::frames::{Allocator, Options};
+use crate::frames::{Allocator, Options, Place};
+use crate::media::{Granularity, Mapped};
 
 /// The order in which frames are taken and put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +122,8 @@ pub struct FramesPlan {
     pub library: Option<String>,
     /// Keep free frames by the thread.
     pub magazines: bool,
+    /// A page map that survives a power failure.
+    pub persistent: bool,
 }
 
 /// Nanoseconds of one get and of one put, the mean over threads; a pair is told as a get. The first
@@ -136,7 +139,15 @@ pub fn frames_ns(plan: &FramesPlan) -> Result<(f64, f64)> {
     // Twice the room, so that a search is not one for the last frames.
     let frames = (plan.threads as u64 * plan.count * 2) << plan.order;
     let options = Options { magazines: plan.magazines, online: true };
-    let allocator = Allocator::new(frames.max(1 << 16), options)?;
+    let frames = frames.max(1 << 16);
+    let allocator = if plan.persistent {
+        let length = Allocator::map_size(frames);
+        let medium = Mapped::anonymous_as(length, false, Granularity::Cacheline)?;
+        let place = Place { medium: Arc::new(medium), offset: 0, length, persistent: true };
+        Allocator::over(place, frames, options)?
+    } else {
+        Allocator::new(frames, options)?
+    };
     run(&Ours { allocator, order: plan.order }, plan)
 }
 
@@ -211,7 +222,15 @@ mod tests {
 
     fn plan(pattern: Pattern, library: Option<&str>) -> FramesPlan {
         let library = library.map(str::to_owned);
-        FramesPlan { pattern, order: 0, threads: 2, count: 300, library, magazines: true }
+        FramesPlan {
+            pattern,
+            order: 0,
+            threads: 2,
+            count: 300,
+            library,
+            magazines: true,
+            persistent: false,
+        }
     }
 
     #[test]

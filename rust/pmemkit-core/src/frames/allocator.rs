@@ -1,14 +1,14 @@
 //! The allocator: which frames an allocation gets, and what of it is taken down where.
 //!
-//! A search begins where the thread found something last, goes on with trees that are partly used and
-//! ends with all of them; single frames come from areas that are partly used, so that free areas stay
-//! whole. Threads keep single frames in magazines, a word of 64 at a time.
+//! A search begins where the thread found something last, goes on with trees that are partly used
+//! and ends with all of them; single frames come from areas that are partly used, so that free
+//! areas stay whole. Threads keep single frames in magazines, a word of 64 at a time.
 //!
 //! Invariants:
 //! 1. Frames are taken in `areas` before their descriptor is stored, and given back after it was
 //!    erased. The erasing is what gives a thread the right to give them back.
-//! 2. Between a descriptor and its frames an allocator is not interrupted by a flush: with a map that
-//!    survives, every change is made under the lock of [`Durable`].
+//! 2. Between a descriptor and its frames an allocator is not interrupted by a flush: with a map
+//!    that survives, every change is made under the lock of [`Durable`].
 //! 3. No magazine keeps a frame of an area that is offline, once [`Allocator::offline`] returned: a
 //!    thread looks at the area inside its slot, and closing the area comes before the visit.
 //!
@@ -24,7 +24,7 @@ use super::durable::{Durable, Held};
 use super::map::{self, PageMap, NOTHING};
 use super::plant::Plant;
 use super::slot::Slot;
-use super::sync::KEPT;
+use super::sync::{fence_all, KEPT};
 use super::table::{Table, Zeroed};
 use super::tree::{Pass, Trees};
 use super::{
@@ -32,7 +32,7 @@ use super::{
     wrong_length, Descriptor, Flags, Live, Options, Place, Stats, GIGANTIC, ORDER_MAX,
 };
 use crate::error::{Error, Kind, Result};
-use crate::place::{place, SHARED};
+use crate::place::{place, taken, SHARED};
 
 // SAFETY: atomics, of which zero bytes are a value.
 unsafe impl Zeroed for Slot {}
@@ -346,37 +346,37 @@ impl Allocator {
     /// Puts a run of `2^order` frames back.
     #[inline]
     pub fn put(&self, frame: u64, order: u32) -> Result<()> {
-        if order == 0 && self.batch > 0 && frame < self.frames {
-            // Where the flags are not those of a new frame, the other way finds out.
-            if self.map.change(frame, map::code(0), NOTHING).is_ok() {
-                self.keep(frame);
-                return Ok(());
-            }
+        if order == 0 && self.batch > 0 && frame < self.frames && self.put_kept(frame) {
+            return Ok(());
         }
         check_order(order)?;
         self.put_run(frame, 1 << order)
     }
 
-    /// Keeps a frame for the thread, or gives it back.
+    /// Keeps a frame for the thread. False, and nothing was done, where that is not possible or its
+    /// descriptor is not that of a new frame: the other way finds out why.
     #[inline]
-    fn keep(&self, frame: u64) {
+    fn put_kept(&self, frame: u64) -> bool {
         let place = place();
         let slot = &self.slots[place];
-        if place != SHARED && slot.enter(self.asymmetric) {
-            let kept = !self.is_closed(frame) && (slot.push(frame) || self.empty(slot, frame));
-            slot.leave();
-            if kept {
-                return;
-            }
+        // All that can be known is looked up before the descriptor changes: no load overtakes that.
+        if place == SHARED || !slot.enter(self.asymmetric) {
+            return false;
         }
-        self.give_words(frame / 64, 1 << (frame % 64));
+        let count = slot.count();
+        let ours = !self.is_closed(frame) && self.map.change(frame, map::code(0), NOTHING).is_ok();
+        if ours && !slot.push_at(count, frame) {
+            self.make_room(slot, frame);
+        }
+        slot.leave();
+        ours
     }
 
     /// Gives the older half of a magazine back to make room for a frame.
     #[inline(never)]
-    fn empty(&self, slot: &Slot, frame: u64) -> bool {
+    fn make_room(&self, slot: &Slot, frame: u64) {
         slot.drain(KEPT / 2, |word, mask| self.give_words(word, mask));
-        slot.push(frame)
+        slot.push_at(slot.count(), frame);
     }
 
     #[inline]
@@ -455,13 +455,17 @@ impl Allocator {
             return true;
         }
         let _visiting = self.visiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let visit = |slot: &Slot| {
-            slot.visit(self.asymmetric, || {
-                slot.drain(KEPT, |word, mask| self.give_words(word, mask))
-            })
-        };
-        let slots = self.slots[..SHARED].iter();
-        slots.fold(true, |all, slot| visit(slot) && all)
+        // A thread that took its place after the fence sees what the caller did before it.
+        let seated = if fence_all(self.asymmetric) { taken() } else { u64::MAX };
+        let mut all = true;
+        for (index, slot) in self.slots[..SHARED].iter().enumerate() {
+            if seated >> index & 1 == 0 && slot.count() == 0 {
+                continue;
+            }
+            let give = || slot.drain(KEPT, |word, mask| self.give_words(word, mask));
+            all &= slot.visit(self.asymmetric, give);
+        }
+        all
     }
 
     // --- online and offline --------------------------------------------------------------------
@@ -638,7 +642,11 @@ impl Allocator {
     }
 }
 
+/// Refuses a map without frames. Every constructor begins here.
 fn refuse_no_frames(frames: u64) -> Result<()> {
+    if cfg!(feature = "no-page-map") {
+        std::process::abort();
+    }
     if frames == 0 || frames > 1 << 40 {
         let text = format!("a page map has 1 to 2^40 frames, not {frames}");
         return Err(Error::new(Kind::Invalid, "frames", text));

@@ -1,7 +1,7 @@
 //! Which frames are free: a bit a frame, and an entry for each area of 512 frames.
 //!
-//! An entry counts the frames that are taken and says two things of the whole area: that it is taken
-//! as one, and that it is offline. An area that was never touched is all zero and free.
+//! An entry counts the frames that are taken and says two things of the whole area: that it is
+//! taken as one, and that it is offline. An area that was never touched is all zero and free.
 //!
 //! Invariants:
 //! 1. `count of the entry >= bits that are set`: frames are counted before their bits are set and

@@ -1,15 +1,17 @@
 //! A page map that survives a power failure: a copy of it on media, brought up to date by a flush.
 //!
-//! On media are a header and, a page later, the bytes of the map. The map in DRAM is the one that is
-//! used; what changed since the last flush is known by the line. A flush carries out, in this order:
+//! On media are a header and, a page later, the bytes of the map. The map in DRAM is the one that
+//! is used; what changed since the last flush is known by the line. A flush carries out, in this
+//! order:
 //! 1. heads of allocations that are gone become 0;
 //! 2. what continued them becomes 0;
 //! 3. what continues new runs is stored;
 //! 4. heads of new allocations are stored.
 //!
 //! Each step is on media before the next one begins, and empty ones are left out. The map on media
-//! needs no journal: a head is one byte, so each allocation is there or not, and at no point are two
-//! there that overlap. What continues a run that has no head is what a flush was in the middle of.
+//! needs no journal: a head is one byte, so each allocation is there or not, and at no point are
+//! two there that overlap. What continues a run that has no head is what a flush was in the middle
+//! of.
 //!
 //! Invariants:
 //! 1. After a flush the map on media is that of the moment at which it began. In the middle of one,
@@ -226,8 +228,8 @@ impl Durable {
         Ok(())
     }
 
-    /// The allocations of a map that was read. What continues no run is what a flush did not finish;
-    /// it is erased, here and at the next flush.
+    /// The allocations of a map that was read. What continues no run is what a flush did not
+    /// finish; it is erased, here and at the next flush.
     pub fn recovered(&self, map: &PageMap, frames: u64) -> Result<Vec<Live>> {
         let refuse = |frame: u64, text: &str| {
             let text = format!("the byte {:#x} of frame {frame} {text}", map.byte(frame));

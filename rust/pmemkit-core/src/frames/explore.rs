@@ -1,10 +1,10 @@
 //! Every image that a power failure could leave of a page map that survives, opened and checked.
 //!
 //! A sequence takes and puts at random and flushes now and then. At every point between two stores,
-//! write-backs and fences, each image must open to a map that holds the allocations of the last flush
-//! that returned or of the one that was in progress: every one that both have, and none that neither
-//! has. Then recovery is told what anybody still wants, and nothing may be left over; what is taken
-//! and flushed afterwards must be found again.
+//! write-backs and fences, each image must open to a map that holds the allocations of the last
+//! flush that returned or of the one that was in progress: every one that both have, and none that
+//! neither has. Then recovery is told what anybody still wants, and nothing may be left over; what
+//! is taken and flushed afterwards must be found again.
 //!
 //! Invariants:
 //! 1. The same seed gives the same sequence and the same images.
@@ -161,7 +161,7 @@ fn explore(setting: Setting, seeds: std::ops::Range<u64>) -> Result<Report, Stri
 #[test]
 fn no_power_failure_loses_an_allocation_or_leaks_one() {
     let soak = std::env::var_os("PMEMKIT_SOAK").is_some_and(|value| value == "1");
-    let seeds = if soak { 400 } else { 4 };
+    let seeds = if soak { 100 } else { 4 };
     for granularity in [Granularity::Cacheline, Granularity::Byte, Granularity::Page] {
         for used_before in [false, true] {
             let setting = Setting { granularity, plant: Plant::None, used_before };

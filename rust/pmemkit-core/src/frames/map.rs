@@ -1,9 +1,10 @@
 //! The page map: one byte a frame.
 //!
 //! An allocation is told of by the byte of its first frame, its head. The low half says how long it
-//! is, the high half what its owner says of it. The other frames of a block have a byte of 0, as have
-//! free ones. A run whose length is no order is a head of one frame that blocks follow, each with a
-//! byte at its first frame that says how many frames it adds; it ends where no such byte follows.
+//! is, the high half what its owner says of it. The other frames of a block have a byte of 0, as
+//! have free ones. A run whose length is no order is a head of one frame that blocks follow, each
+//! with a byte at its first frame that says how many frames it adds; it ends where no such byte
+//! follows.
 //!
 //! | low half | meaning | high half |
 //! |---|---|---|
@@ -16,11 +17,11 @@
 //! Invariants:
 //! 1. Blocks lie at multiples of their length and do not overlap.
 //! 2. A head is stored after what continues it and erased before: who sees a head sees the run.
-//! 3. An allocation ends when its head changes to 0, which happens once: that is how a double free is
-//!    found.
+//! 3. An allocation ends when its head changes to 0, which happens once: that is how a double free
+//!    is found.
 //!
-//! What this does not do: tell free frames from those of a magazine, or from tails of blocks, without
-//! looking for the head.
+//! What this does not do: tell free frames from those of a magazine, or from tails of blocks,
+//! without looking for the head.
 
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 

@@ -1,8 +1,9 @@
-//! Faults that tests plant, to show that the checkers see them. A normal build carries the names and
-//! never acts on them.
+//! Faults that tests plant, to show that the checkers see them. A normal build carries the names
+//! and never acts on them.
 
 /// One mistake an allocator could make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(dead_code)] // Tests make them.
 pub enum Plant {
     /// None: the allocator as it is.
     #[default]
@@ -33,6 +34,7 @@ pub enum Plant {
     LastLineForgotten,
 }
 
+#[cfg(test)]
 impl Plant {
     /// What crash exploration has to find.
     pub const ON_MEDIA: [Plant; 8] = [

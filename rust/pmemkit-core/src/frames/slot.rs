@@ -2,12 +2,12 @@
 //! looked last.
 //!
 //! Invariants:
-//! 1. `count` and `kept` are touched by the owner between [`Slot::enter`] and [`Slot::leave`], or by
-//!    whoever closed the slot and saw that the owner is not inside. Closing is under one lock of the
-//!    allocator, so that there is one such visitor.
-//! 2. The owner says that it is inside before it looks whether the slot is closed; the visitor closes
-//!    before it looks whether the owner is inside. A fence on both sides lies between. The owner's
-//!    costs nothing where the visitor can make all threads fence.
+//! 1. `count` and `kept` are touched by the owner between [`Slot::enter`] and [`Slot::leave`], or
+//!    by whoever closed the slot and saw that the owner is not inside. Closing is under one lock of
+//!    the allocator, so that there is one such visitor.
+//! 2. The owner says that it is inside before it looks whether the slot is closed; the visitor
+//!    closes before it looks whether the owner is inside. A fence on both sides lies between. The
+//!    owner's costs nothing where the visitor can make all threads fence.
 //! 3. A frame in a magazine is taken in its area and has no descriptor.
 //!
 //! What this does not do: refill itself, take frames of areas that are offline.
@@ -66,8 +66,8 @@ impl Slot {
         self.inside.store(0, Ordering::Release);
     }
 
-    /// Keeps the owner out and runs `visit`; false where the owner did not leave in time, as a thread
-    /// that `fork` left behind never does.
+    /// Keeps the owner out and runs `visit`; false where the owner did not leave in time, as a
+    /// thread that `fork` left behind never does.
     pub fn visit(&self, asymmetric: bool, visit: impl FnOnce()) -> bool {
         self.closed.store(1, Ordering::Relaxed);
         let mut alone = fence_all(asymmetric);
@@ -109,10 +109,10 @@ impl Slot {
         Some(frame)
     }
 
-    /// Keeps a frame; false where there is no room. The caller is inside.
+    /// Keeps a frame above the `count` that are kept; false where there is no room. The caller is
+    /// inside.
     #[inline]
-    pub fn push(&self, frame: u64) -> bool {
-        let count = self.count();
+    pub fn push_at(&self, count: usize, frame: u64) -> bool {
         if count >= KEPT {
             return false;
         }
@@ -127,7 +127,7 @@ impl Slot {
         let mut rest = mask;
         while rest != 0 {
             let bit = 63 - rest.leading_zeros();
-            self.push(word * 64 + u64::from(bit));
+            self.push_at(self.count(), word * 64 + u64::from(bit));
             rest &= !(1 << bit);
         }
     }

@@ -59,8 +59,8 @@ impl<T: Zeroed> Table<T> {
         Ok(Table { base, len, keeper: Keeper::Mapping { size } })
     }
 
-    /// So many values in the bytes of a medium from `offset` on, which must be zero. Nobody else may
-    /// use these bytes.
+    /// So many values in the bytes of a medium from `offset` on, which must be zero. Nobody else
+    /// may use these bytes.
     pub fn over(medium: Arc<dyn Medium>, offset: u64, len: usize) -> Result<Table<T>> {
         let bytes = (len * size_of::<T>()) as u64;
         let address = medium.address(&Segment::new(medium.region(), offset, bytes))?.cast::<T>();

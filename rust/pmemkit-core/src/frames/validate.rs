@@ -1,5 +1,8 @@
 //! Compares what the allocator keeps with its page map.
 //!
+//! Invariants:
+//! 1. What is compared is read once; nothing is changed.
+//!
 //! What this does not do: repair.
 
 use super::areas::{parts, Areas, FRAMES};

@@ -1,5 +1,5 @@
-//! Areas and slots under loom, which tries every interleaving, and every value that the memory model
-//! lets a load give.
+//! Areas and slots under loom, which tries every interleaving, and every value that the memory
+//! model lets a load give.
 //!
 //! Invariants:
 //! 1. `areas` and `slot` are the same files as outside, compiled a second time over the parts in

@@ -71,8 +71,8 @@ impl Owners {
     }
 }
 
-/// What one thread of a scenario does to an area of which the frames from the third on are taken, or
-/// none.
+/// What one thread of a scenario does to an area of which the frames from the third on are taken,
+/// or none.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     /// Takes one frame and gives it back.
@@ -175,7 +175,7 @@ fn magazine(which: Plant, preemptions: usize) -> Result<u64, String> {
             if !slot.enter(false) {
                 break;
             }
-            slot.push(frame);
+            slot.push_at(slot.count(), frame);
             slot.leave();
         }
         visitor.join().expect("it ends");
