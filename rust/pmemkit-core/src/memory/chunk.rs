@@ -144,8 +144,10 @@ pub(super) fn move_chunk(
     let catch = source.catch.clone();
     let target = sides.get_mut(&chunk.to.0).ok_or_else(missing)?;
     let to = target.write_to(chunk, displaced)?;
-    // Pages are brought in before anybody has to wait. One that is missing is an error here.
-    sys::populate_read(from, len).map_err(vanished)?;
+    // Pages are brought in before anybody has to wait; those of the address itself mostly are.
+    if from != chunk.at {
+        sys::populate_read(from, len).map_err(vanished)?;
+    }
     if !target.writable {
         sys::populate_write(to, len).map_err(vanished)?;
     }
