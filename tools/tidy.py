@@ -55,7 +55,7 @@ GLOSSARY = "docs/glossary.md"
 PACKAGE = "src/pmemkit/"
 CORE = "rust/pmemkit-core/src/"
 GLUE = "rust/pmemkit-native/"
-ENGINES = ("media", "block", "nbd", "cache", "btt", "frames", "vhost", "fuse", "fault")
+ENGINES = ("media", "block", "nbd", "cache", "btt", "frames", "vhost", "fuse", "fault", "memory")
 STORAGE_PATH = ("media", "block", "nbd", "cache", "btt", "vhost", "fuse", "sg", "place")
 SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs")
 

@@ -56,7 +56,9 @@ struct Slot {
 }
 
 impl Slot {
-    const FREE: Slot = Slot { start: AtomicU64::new(0), end: AtomicU64::new(0) };
+    const fn free() -> Slot {
+        Slot { start: AtomicU64::new(0), end: AtomicU64::new(0) }
+    }
 
     fn covers(&self, address: u64) -> bool {
         let end = self.end.load(Ordering::SeqCst);
@@ -65,9 +67,9 @@ impl Slot {
 }
 
 /// Ranges whose stores wait: one a pool that migrates.
-static HELD: [Slot; 64] = [Slot::FREE; 64];
+static HELD: [Slot; 64] = [const { Slot::free() }; 64];
 /// Windows in which something was ever held. A window that is full of them is refused.
-static WINDOWS: [Slot; 1024] = [Slot::FREE; 1024];
+static WINDOWS: [Slot; 1024] = [const { Slot::free() }; 1024];
 
 /// Serialises those who write slots.
 static WRITING: Mutex<()> = Mutex::new(());

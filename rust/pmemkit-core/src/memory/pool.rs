@@ -224,7 +224,7 @@ impl Pool {
     pub fn new(options: Options) -> Result<Pool> {
         static COUNTING: std::sync::Once = std::sync::Once::new();
         COUNTING.call_once(|| sys::before_fork(count_fork));
-        if options.block_frames == 0 || options.block_frames % AREA != 0 {
+        if options.block_frames == 0 || !options.block_frames.is_multiple_of(AREA) {
             let text = format!(
                 "a block has {} bytes, which is no multiple of {}",
                 options.block_frames * FRAME_SIZE,
@@ -232,7 +232,7 @@ impl Pool {
             );
             return Err(invalid("pool", text));
         }
-        if options.chunk == 0 || options.chunk % WINDOW_ALIGN != 0 {
+        if options.chunk == 0 || !options.chunk.is_multiple_of(WINDOW_ALIGN) {
             return Err(invalid("pool", "chunks are multiples of 2 MiB".to_owned()));
         }
         let fault = if options.userfault { Userfault::open().ok().map(Arc::new) } else { None };
@@ -327,7 +327,7 @@ impl Pool {
             );
             return Err(invalid("add", text));
         }
-        if options.offset % info.map_unit != 0 {
+        if !options.offset.is_multiple_of(info.map_unit) {
             let text = format!(
                 "region {name} starts at byte {}, which is no multiple of {}",
                 options.offset, info.map_unit

@@ -53,7 +53,7 @@ impl Slab {
     fn new(class: usize) -> Slab {
         let room = SLAB_SIZE / size_of_class(class);
         let mut used = vec![0; room.div_ceil(64) as usize];
-        if room % 64 != 0 {
+        if !room.is_multiple_of(64) {
             if let Some(last) = used.last_mut() {
                 *last = !0 << (room % 64);
             }
@@ -158,7 +158,7 @@ impl Pool {
         let Some(slab) = slabs.slabs.get_mut(&base) else { return false };
         let size = size_of_class(slab.class);
         let class = slab.class;
-        if (address - base) % size != 0 || !slab.give((address - base) / size) {
+        if !(address - base).is_multiple_of(size) || !slab.give((address - base) / size) {
             return false;
         }
         let partial = slabs.partial.entry(class).or_default();
@@ -182,7 +182,7 @@ mod tests {
     fn classes_cover_every_size_and_waste_a_fifth_at_most() {
         for bytes in 1..=SMALL_MAX {
             let size = size_of_class(class_of(bytes));
-            assert!(size >= bytes && size % 16 == 0, "{bytes} in {size}");
+            assert!(size >= bytes && size.is_multiple_of(16), "{bytes} in {size}");
             assert!(bytes <= 128 || (size - bytes) * 5 <= size + 5 * 16, "{bytes} in {size}");
             assert!(class_of(size) == class_of(bytes));
         }

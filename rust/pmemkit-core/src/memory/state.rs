@@ -35,7 +35,7 @@ impl Wanted {
         match self.at {
             None => Some(self.frames.next_multiple_of(unit)),
             Some(at) => {
-                let fits = self.frames % unit == 0 && at % (unit * FRAME_SIZE) == 0;
+                let fits = self.frames.is_multiple_of(unit) && at % (unit * FRAME_SIZE) == 0;
                 fits.then_some(self.frames)
             }
         }
@@ -372,7 +372,7 @@ impl State {
                     .push(format!("frame {} of region {} is in two extents", pair[1].1, pair[1].0));
             }
         }
-        let used: u64 = self.members.iter().map(|(_, m)| m.runs.used(0, m.frames)).sum();
+        let used: u64 = self.members.values().map(|m| m.runs.used(0, m.frames)).sum();
         let held: u64 = pieces.iter().map(|piece| piece.2).sum();
         if used != held {
             wrong.push(format!("{used} frames are taken, {held} belong to extents"));

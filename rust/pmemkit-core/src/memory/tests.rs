@@ -128,7 +128,7 @@ fn a_migration_that_stops_anywhere_puts_everything_back() {
             (0..4).map(|_| pool.allocate(3 * MIB, only(small)).unwrap()).collect();
         for (number, &address) in extents.iter().enumerate() {
             (0..3 * MIB / 8).for_each(|at| {
-                word(address, at).store(at + (number as u64) << 32, Ordering::Relaxed);
+                word(address, at).store((at + (number as u64)) << 32, Ordering::Relaxed);
             });
         }
         let before: Vec<_> = pool.extents().into_iter().map(|each| each.pieces).collect();
@@ -150,7 +150,7 @@ fn a_migration_that_stops_anywhere_puts_everything_back() {
         for (number, &address) in extents.iter().enumerate() {
             (0..3 * MIB / 8).for_each(|at| {
                 let found = word(address, at).load(Ordering::Relaxed);
-                assert_eq!(found, at + (number as u64) << 32);
+                assert_eq!(found, (at + (number as u64)) << 32);
             });
         }
     }
