@@ -55,7 +55,20 @@ GLOSSARY = "docs/glossary.md"
 PACKAGE = "src/pmemkit/"
 CORE = "rust/pmemkit-core/src/"
 GLUE = "rust/pmemkit-native/"
-ENGINES = ("media", "block", "nbd", "cache", "btt", "frames", "vhost", "fuse", "fault", "memory")
+ENGINES = (
+    "media",
+    "block",
+    "nbd",
+    "cache",
+    "btt",
+    "frames",
+    "memory",
+    "vhost",
+    "fuse",
+    "fault",
+    "direct",
+    "remote",
+)
 STORAGE_PATH = ("media", "block", "nbd", "cache", "btt", "vhost", "fuse", "sg", "place")
 SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs")
 
@@ -74,6 +87,7 @@ RANKS = {
     "memory": 6,
     "dax": 6,
     "policy": 7,
+    "sg": 7,
     "serve": 8,
     "": 9,
     "bench": 10,

@@ -7,6 +7,7 @@ mod block;
 mod btt;
 mod buffer;
 mod cache;
+mod direct;
 mod error;
 mod formats;
 mod frames;
@@ -17,6 +18,8 @@ mod nbd;
 mod numpy;
 mod reader;
 mod recording;
+mod remote;
+mod sg;
 
 use pyo3::prelude::*;
 
@@ -32,6 +35,8 @@ mod _native {
     #[pymodule_export]
     use crate::btt::btt;
     #[pymodule_export]
+    use crate::direct::direct;
+    #[pymodule_export]
     use crate::formats::formats;
     #[pymodule_export]
     use crate::frames::frames;
@@ -43,6 +48,10 @@ mod _native {
     use crate::memory::memory;
     #[pymodule_export]
     use crate::nbd::nbd;
+    #[pymodule_export]
+    use crate::remote::remote;
+    #[pymodule_export]
+    use crate::sg::sg;
 
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };

@@ -6,12 +6,15 @@ Submodules are attributes: write ``from pmemkit._native import block``.
 from . import bench as bench
 from . import block as block
 from . import btt as btt
+from . import direct as direct
 from . import formats as formats
 from . import frames as frames
 from . import fuse as fuse
 from . import media as media
 from . import memory as memory
 from . import nbd as nbd
+from . import remote as remote
+from . import sg as sg
 
 BUILD_PROFILE: str
 """``"debug"`` or ``"release"``; benchmarks refuse anything but the latter."""

@@ -9,6 +9,7 @@
 
 mod blocks;
 mod frames;
+mod lifetime;
 mod sectors;
 
 use std::ffi::{c_void, CStr, CString};
@@ -20,6 +21,7 @@ use crate::sg::Segment;
 
 pub use blocks::PlainCopy;
 pub use frames::{frames_ns, FramesPlan, Pattern};
+pub use lifetime::{lifetime, Lifetime, Limit};
 pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};
 
 /// Batches of a measurement; the median of their times is the result.

@@ -231,12 +231,8 @@ impl Allocator {
                     continue;
                 }
                 if let Some((area, found)) = self.search_tree(tree, order, &take) {
-                    if whole {
-                        slot.set_hint(whole, area + step);
-                    } else {
-                        slot.set_hint(whole, area);
-                        self.trees.own(hint, area, place);
-                    }
+                    slot.set_hint(whole, if whole { area + step } else { area });
+                    self.trees.own(hint, area, place);
                     return Some(found);
                 }
             }
@@ -404,7 +400,9 @@ impl Allocator {
                 return Err(Error::new(Kind::Busy, "put", format!("frame {first} is pinned")));
             }
             if self.map.change(first, byte, NOTHING).is_ok() {
-                self.map.erase_rest(first, count);
+                if map::mark(byte) == map::Mark::Run {
+                    self.map.erase_rest(first, count);
+                }
                 self.areas.give_span(first, count);
                 self.trees.sub_span(first, count);
                 if count >= FRAMES {

@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. `used` is the sum over the entries of the tree's areas, as soon as who changed them is done.
 //!    It tells a search where to look; what may be taken is decided in `areas`.
-//! 2. `owner` is a wish: threads take single frames from trees of their own while there are enough.
+//! 2. `owner` is a wish: threads take frames from trees of their own while there are enough.
 //!
 //! What this does not do: lock anything.
 
