@@ -62,6 +62,7 @@ ENGINES = (
     "cache",
     "btt",
     "frames",
+    "memory",
     "vhost",
     "fuse",
     "fault",

@@ -18,20 +18,36 @@ class _Static:
 
 if _Static.TYPE_CHECKING:
     from pmemkit.errors import PmemError
+    from pmemkit.memory.named import open_arrays
+    from pmemkit.memory.pool import MemoryPool
+    from pmemkit.memory.regions import RegionSpec
     from pmemkit.storage.device import BlockDevice, Extent
     from pmemkit.storage.region import Region
     from pmemkit.storage.region import open_region as open
 
-__all__ = ["BlockDevice", "Extent", "PmemError", "Region", "__version__", "open"]
+__all__ = [
+    "BlockDevice",
+    "Extent",
+    "MemoryPool",
+    "PmemError",
+    "Region",
+    "RegionSpec",
+    "__version__",
+    "open",
+    "open_arrays",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlockDevice": ("pmemkit.storage.device", "BlockDevice"),
     "Extent": ("pmemkit.storage.device", "Extent"),
+    "MemoryPool": ("pmemkit.memory.pool", "MemoryPool"),
     "PmemError": ("pmemkit.errors", "PmemError"),
     "Region": ("pmemkit.storage.region", "Region"),
+    "RegionSpec": ("pmemkit.memory.regions", "RegionSpec"),
     "open": ("pmemkit.storage.region", "open_region"),
+    "open_arrays": ("pmemkit.memory.named", "open_arrays"),
 }
 
 

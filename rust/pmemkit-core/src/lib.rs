@@ -2,8 +2,9 @@
 //!
 //! Reading order: [`error`], [`sg`], [`media`] (bytes with a flush and a fence), [`block`] (layers
 //! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a
-//! socket, batched), [`fuse`] (one file for the loop device); [`formats`] are the structures on
-//! media. Each module opens with what it is, its invariants and what it does not do.
+//! socket, batched), [`fuse`] (one file for the loop device), [`memory`] (pools of page frames);
+//! [`formats`] are the structures on media. Each module opens with what it is, its invariants and
+//! what it does not do.
 
 pub mod bench;
 pub mod block;
@@ -15,6 +16,7 @@ pub mod formats;
 pub mod frames;
 pub mod fuse;
 pub mod media;
+pub mod memory;
 pub mod nbd;
 mod place;
 pub mod remote;

@@ -13,7 +13,9 @@ mod formats;
 mod frames;
 mod fuse;
 mod media;
+mod memory;
 mod nbd;
+mod numpy;
 mod reader;
 mod recording;
 mod remote;
@@ -42,6 +44,8 @@ mod _native {
     use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
+    #[pymodule_export]
+    use crate::memory::memory;
     #[pymodule_export]
     use crate::nbd::nbd;
     #[pymodule_export]

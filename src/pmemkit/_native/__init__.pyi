@@ -11,6 +11,7 @@ from . import formats as formats
 from . import frames as frames
 from . import fuse as fuse
 from . import media as media
+from . import memory as memory
 from . import nbd as nbd
 from . import remote as remote
 from . import sg as sg

@@ -43,6 +43,8 @@ COMMANDS = {
     "umount": ("umount_namespace", "unmount what mount mounted"),
     "wear": ("show_wear", "what was written to an image, and the life that used"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
+    "memory": ("memory_pool", "the pool of a running program: stat, map, add, remove, blocks"),
+    "top": ("memory_pool:run_top", "a pool's regions and blocks, live"),
     "bench": ("run_bench", "benchmarks against peers"),
 }
 

@@ -23,12 +23,12 @@ mod backing;
 mod badblocks;
 mod choice;
 pub mod crash;
-mod guard;
+pub(crate) mod guard;
 mod mapped;
 pub mod port;
 pub mod recording;
 mod stats;
-mod sys;
+pub(crate) mod sys;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
