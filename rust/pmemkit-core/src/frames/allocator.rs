@@ -26,7 +26,7 @@ use super::plant::Plant;
 use super::slot::Slot;
 use super::sync::{fence_all, KEPT};
 use super::table::{Table, Zeroed};
-use super::tree::{Pass, Trees};
+use super::tree::{Pass, Trees, AREAS};
 use super::{
     areas as areas_of, check_order, check_span, no_room, not_allocated, order_of, sys,
     wrong_length, Descriptor, Flags, Live, Options, Place, Stats, GIGANTIC, ORDER_MAX,
@@ -222,7 +222,7 @@ impl Allocator {
             }
             return Some(found);
         }
-        let start = hint.unwrap_or(0) / super::tree::AREAS;
+        let start = hint.unwrap_or(0) / AREAS;
         let need = (1 << order).min(FRAMES);
         for pass in [Pass::Begun, Pass::Unowned, Pass::Any] {
             for turn in 0..self.trees.count() {
@@ -230,10 +230,19 @@ impl Allocator {
                 if !self.trees.fits(tree, need, pass, place) {
                     continue;
                 }
+                let mine = self.trees.claim(tree, place);
+                if !mine && pass != Pass::Any {
+                    continue;
+                }
                 if let Some((area, found)) = self.search_tree(tree, order, &take) {
                     slot.set_hint(whole, if whole { area + step } else { area });
-                    self.trees.own(hint, area, place);
+                    if let Some(left) = hint.map(|area| area / AREAS).filter(|&left| left != tree) {
+                        self.trees.leave(left, place);
+                    }
                     return Some(found);
+                }
+                if mine {
+                    self.trees.leave(tree, place);
                 }
             }
         }
@@ -299,7 +308,7 @@ impl Allocator {
         let mut start = 0;
         let mut area = 0;
         while area < self.areas.count() {
-            let tree = area / super::tree::AREAS;
+            let tree = area / AREAS;
             let room = self.trees.fits(tree, 1, Pass::Any, 0);
             area += 1;
             if !room {

@@ -113,16 +113,19 @@ impl Trees {
         }
     }
 
-    /// Makes a tree this thread's and the one before nobody's.
-    pub fn own(&self, before: Option<u64>, area: u64, place: usize) {
-        let (mine, tree) = (place as u32 + 1, self.of(area));
-        if tree.owner.load(Ordering::Relaxed) == 0 {
-            tree.owner.store(mine, Ordering::Relaxed);
-        }
-        if let Some(before) = before.filter(|before| before / AREAS != area / AREAS) {
-            let order = (Ordering::Relaxed, Ordering::Relaxed);
-            let _ = self.of(before).owner.compare_exchange(mine, 0, order.0, order.1);
-        }
+    /// Makes a tree that nobody owns this thread's, before anything is taken of it: two that come at
+    /// the same time would stay side by side, in the same cache lines. False where it is another's.
+    pub fn claim(&self, tree: u64, place: usize) -> bool {
+        let (owner, mine) = (&self.trees[tree as usize].owner, place as u32 + 1);
+        let before = owner.load(Ordering::Relaxed);
+        let (success, failure) = (Ordering::Relaxed, Ordering::Relaxed);
+        before == mine || before == 0 && owner.compare_exchange(0, mine, success, failure).is_ok()
+    }
+
+    /// Makes a tree of this thread nobody's.
+    pub fn leave(&self, tree: u64, place: usize) {
+        let (owner, mine) = (&self.trees[tree as usize].owner, place as u32 + 1);
+        let _ = owner.compare_exchange(mine, 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// True where a search for `need` frames should look into a tree.
