@@ -1,14 +1,15 @@
 //! The data plane of pmemkit: what runs once a sector, a page or a request. No Python in it.
 //!
 //! Reading order: [`error`], [`sg`], [`media`] (bytes with a flush and a fence), [`block`] (layers
-//! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a
-//! socket, batched), [`fuse`] (one file for the loop device); [`formats`] are the structures on
-//! media. Each module opens with what it is, its invariants and what it does not do.
+//! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a socket,
+//! batched), [`fuse`] (one file for the loop device); [`dax`] (direct mappings); [`formats`] are
+//! the structures on media. Each module opens with what it is, its invariants and what it does not do.
 
 pub mod bench;
 pub mod block;
 pub mod btt;
 pub mod cache;
+pub mod dax;
 pub mod error;
 pub mod formats;
 pub mod fuse;
