@@ -17,20 +17,33 @@ class _Static:
 
 
 if _Static.TYPE_CHECKING:
+    from pmemkit.dax import Mapping
     from pmemkit.errors import PmemError
     from pmemkit.storage.device import BlockDevice, Extent
+    from pmemkit.storage.mapping import map_path as map
     from pmemkit.storage.region import Region
     from pmemkit.storage.region import open_region as open
 
-__all__ = ["BlockDevice", "Extent", "PmemError", "Region", "__version__", "open"]
+__all__ = [
+    "BlockDevice",
+    "Extent",
+    "Mapping",
+    "PmemError",
+    "Region",
+    "__version__",
+    "map",
+    "open",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlockDevice": ("pmemkit.storage.device", "BlockDevice"),
     "Extent": ("pmemkit.storage.device", "Extent"),
+    "Mapping": ("pmemkit.dax.mapping", "Mapping"),
     "PmemError": ("pmemkit.errors", "PmemError"),
     "Region": ("pmemkit.storage.region", "Region"),
+    "map": ("pmemkit.storage.mapping", "map_path"),
     "open": ("pmemkit.storage.region", "open_region"),
 }
 

@@ -1,9 +1,10 @@
 //! The data plane of pmemkit: what runs once a sector, a page or a request. No Python in it.
 //!
 //! Reading order: [`error`], [`sg`], [`media`] (bytes with a flush and a fence), [`block`] (layers
-//! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a socket,
-//! batched), [`fuse`] (one file for the loop device); [`dax`] (direct mappings); [`formats`] are
-//! the structures on media. Each module opens with what it is, its invariants and what it does not do.
+//! of one shape), [`btt`] (atomic sectors), [`cache`] (a double buffer), [`nbd`] (requests from a
+//! socket, batched), [`fuse`] (one file for the loop device), [`dax`] (direct mappings);
+//! [`formats`] are the structures on media. Each module opens with what it is, its invariants and
+//! what it does not do.
 
 pub mod bench;
 pub mod block;

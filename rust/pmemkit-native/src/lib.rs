@@ -7,6 +7,7 @@ mod block;
 mod btt;
 mod buffer;
 mod cache;
+mod dax;
 mod error;
 mod formats;
 mod fuse;
@@ -28,6 +29,8 @@ mod _native {
     use crate::block::block;
     #[pymodule_export]
     use crate::btt::btt;
+    #[pymodule_export]
+    use crate::dax::dax;
     #[pymodule_export]
     use crate::formats::formats;
     #[pymodule_export]

@@ -37,6 +37,10 @@ class Medium:
     def granularity(self) -> str:
         """``byte``, ``cacheline`` or ``page``."""
 
+    @property
+    def map_unit(self) -> int:
+        """Bytes of the pages it is mapped in."""
+
     def __len__(self) -> int: ...
     def read(self, offset: int, length: int) -> bytes: ...
     def readinto(self, offset: int, target: Buffer) -> int: ...

@@ -161,6 +161,11 @@ impl Mapping {
         self.granularity
     }
 
+    /// True once it was closed.
+    pub fn closed(&self) -> bool {
+        self.open().is_none()
+    }
+
     /// True when it refuses every store.
     pub fn read_only(&self) -> bool {
         self.read_only
