@@ -186,6 +186,10 @@ impl Mapping {
         py.detach(|| self.inner.sync()).map_err(to_py)
     }
 
+    fn kernel_sync(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
+        py.detach(|| self.inner.kernel_sync(offset.0, length.0)).map_err(to_py)
+    }
+
     fn snapshot_into(&self, py: Python<'_>, target: &Bound<'_, Medium>) -> PyResult<()> {
         let target = target.get().inner.clone();
         py.detach(|| self.inner.snapshot(target)).map_err(to_py)

@@ -90,6 +90,9 @@ class Mapping:
         back for that. With the tracker ``kernel`` this is the whole length, of which the kernel
         writes what is dirty."""
 
+    def kernel_sync(self, offset: int, length: int) -> None:
+        """Has the file system make a range durable, whatever the granularity."""
+
     def snapshot_into(self, target: Medium) -> None:
         """Copies the mapping, as it is at one moment of this call, into a medium of zeroes."""
 

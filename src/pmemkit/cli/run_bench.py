@@ -7,7 +7,7 @@ from pmemkit.cli._common import make_parser
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("nbd", "medium", "formats", "btt", "cache", "policy")
+SUITES = ("nbd", "medium", "formats", "btt", "cache", "policy", "dax")
 
 _EXAMPLES = """\
   pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
@@ -16,6 +16,7 @@ _EXAMPLES = """\
   pmem bench btt                sectors against libpmemblk and the floor
   pmem bench cache              hits, hit ratios and media writes against LRU, ARC, S3-FIFO
   pmem bench policy             planning against parsing
+  pmem bench dax                direct mappings against libpmem, flushing it all, a bare mmap
   pmem bench nbd --help         options of a suite"""
 
 

@@ -17,7 +17,7 @@ translate faults in views (a file cut short under a view ends the process, as ev
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pmemkit._native import dax as native
 from pmemkit.dax.transactions import Log, Transaction
 from pmemkit.errors import Busy, InvalidArgument, NotSupported, PmemError
-from pmemkit.media.granularity import GRANULARITIES, Decision, parse_granularity
+from pmemkit.media.granularity import GRANULARITIES, Backing, Decision, parse_granularity
 from pmemkit.media.provider import OpenedMedium, failure_of, open_medium
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ class Mapping(native.Mapping):
 
     _path: str
     _decision: Decision
-    _opened: OpenedMedium
-    _close_below: Callable[[], None] | None
+    _domain: str
+    _backing: Backing
+    _deep_flush_control: Path | None
     _log: Log | None
 
     @classmethod
@@ -67,8 +68,9 @@ class Mapping(native.Mapping):
             tracker=tracker,
             private=private,
         )
-        made._path, made._decision, made._opened = path, opened.decision, opened
-        made._close_below = made._log = None
+        made._path, made._decision, made._log = path, opened.decision, None
+        made._domain, made._backing = opened.persistence_domain, opened.backing
+        made._deep_flush_control = opened.deep_flush_control()
         return made
 
     def __enter__(self) -> Mapping:
@@ -103,7 +105,7 @@ class Mapping(native.Mapping):
     @property
     def persistence_domain(self) -> str:
         """What keeps the content when power fails; see :attr:`Region.persistence_domain`."""
-        return self._opened.persistence_domain
+        return self._domain
 
     @property
     def why(self) -> tuple[str, ...]:
@@ -151,22 +153,17 @@ class Mapping(native.Mapping):
         """Makes a range durable as deep as the platform can: past the caches of the memory
         controller, where the kernel lets us ask for that. Of memory: :class:`NotSupported`."""
         length = len(self) - offset if length is None else length
-        backing = self._opened.backing
-        if backing in ("anonymous", "memfd", "hugetlb"):
-            raise NotSupported(
-                f"{backing} memory outlives nothing", op="deep_flush", path=self._path
-            )
+        if self._backing in ("anonymous", "memfd", "hugetlb"):
+            text = f"{self._backing} memory outlives nothing"
+            raise NotSupported(text, op="deep_flush", path=self._path)
         self.persist(offset, length)
         if self.granularity == "page":
             return
-        if backing == "file":
+        if self._backing == "file":
             # The file system flushes the device when asked to sync.
-            assert self._opened.file is not None
-            os.fdatasync(self._opened.file.fileno())
-            return
-        control = self._opened.deep_flush_control()
-        if control is not None:
-            _ask_deep_flush(control)
+            self.kernel_sync(offset, length)
+        elif self._deep_flush_control is not None:
+            _ask_deep_flush(self._deep_flush_control)
 
     def log(self, offset: int, length: int, *, create: bool = False) -> Log:
         """The redo log in an area of the mapping that the caller sets aside, whole lines of 64
@@ -214,8 +211,7 @@ class Mapping(native.Mapping):
             opened = open_medium(fresh)
             try:
                 self.snapshot_into(opened.medium)
-                assert opened.file is not None
-                os.fsync(opened.file.fileno())
+                opened.sync_file()
             finally:
                 opened.close()
             fresh.rename(path)
@@ -228,11 +224,6 @@ class Mapping(native.Mapping):
             fresh.unlink(missing_ok=True)
             raise failure_of(cause, "snapshot", str(path)) from cause
 
-    def closing(self, below: Callable[[], None]) -> Mapping:
-        """Itself; what it was opened for is closed together with it."""
-        self._close_below = below
-        return self
-
     def close(self) -> None:
         """Unmaps. :class:`Busy` while there are views, or a snapshot is being made. May be called
         again."""
@@ -242,9 +233,6 @@ class Mapping(native.Mapping):
             error.path = error.path or self._path
             raise
         self._log = None
-        below, self._close_below = self._close_below, None
-        if below is not None:
-            below()
 
 
 def _ask_deep_flush(control: Path) -> None:

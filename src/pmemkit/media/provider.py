@@ -124,6 +124,11 @@ class OpenedMedium:
         medium = _map(self.file.fileno(), length, self.decision, read_only, part)
         return _judged(medium, self.backing, self.path, part, read_only)
 
+    def sync_file(self) -> None:
+        """Waits until the file's data and length are durable."""
+        if self.file is not None:
+            os.fdatasync(self.file.fileno())
+
     def deep_flush_control(self) -> Path | None:
         """The file of sysfs that flushes the memory controllers of its region, where it is a device
         DAX or a disk of one."""

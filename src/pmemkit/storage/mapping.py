@@ -1,4 +1,4 @@
-"""Mapping by path: opens a region, maps it, and closes it together with the mapping.
+"""Mapping by path: opens a region, maps it, and closes it again. The mapping keeps the lock.
 
 What this does not do: decide anything; :mod:`pmemkit.dax` does.
 """
@@ -32,12 +32,10 @@ def map_path(
     Opening is as in :func:`pmemkit.open`, mapping as in :meth:`Region.map`: ``granularity`` is what
     is required.
     """
-    region = open_region(path, read_only=read_only, create_size=create_size, locking=locking)
-    try:
+    how = open_region(path, read_only=read_only, create_size=create_size, locking=locking)
+    with how as region:
         mapping = region.map(
             offset, length, read_only=read_only, granularity=granularity, huge=huge, tracker=tracker
         )
-    except BaseException:
-        region.close()
-        raise
-    return mapping.closing(region.close)
+        region.let_go(mapping)
+    return mapping

@@ -352,6 +352,10 @@ class Region:
         self._mappings.add(mapping)
         return mapping
 
+    def let_go(self, mapping: "Mapping") -> None:
+        """Closing the region leaves this mapping open."""
+        self._mappings.discard(mapping)
+
     def validate(self) -> list[str]:
         """Walks all the metadata of a namespace of mode sector; what is wrong, in sentences. Writes
         wait meanwhile. Of other modes there is nothing to walk."""

@@ -379,19 +379,26 @@ impl Mapping {
         let _turn = locked(&self.syncing);
         self.used("sync", |open| match open.tracker.source {
             Source::Fence => self.ours(open.medium.sync()).map(|()| 0),
-            Source::Kernel => self.kernel_sync(open).map(|()| self.len),
+            Source::Kernel if self.granularity == Granularity::Page => {
+                self.ours(open.medium.persist(self.offset, self.len)).map(|()| self.len)
+            }
+            Source::Kernel => self.ask_kernel(open, 0, self.len).map(|()| self.len),
             _ => self.sync_dirty(open),
         })
     }
 
-    fn kernel_sync(&self, open: &Open) -> Result<()> {
-        if self.granularity == Granularity::Page {
-            return self.ours(open.medium.persist(self.offset, self.len));
-        }
-        let segment = Segment::new(open.medium.region(), self.offset, self.len);
+    /// Has the file system make a range durable, metadata and all.
+    pub fn kernel_sync(&self, at: u64, len: u64) -> Result<()> {
+        self.check("sync", at, len, false)?;
+        self.used("sync", |open| self.ask_kernel(open, at, len))
+    }
+
+    fn ask_kernel(&self, open: &Open, at: u64, len: u64) -> Result<()> {
+        let first = at - at % self.unit;
+        let segment = Segment::new(open.medium.region(), self.offset + first, at - first + len);
         let start = self.ours(open.medium.address(&segment))?;
         // SAFETY: the medium is mapped as long as it is open.
-        unsafe { sys::kernel_sync(start, self.len) }
+        unsafe { sys::kernel_sync(start, at - first + len) }
     }
 
     fn sync_dirty(&self, open: &Open) -> Result<u64> {
