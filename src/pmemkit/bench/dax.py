@@ -11,6 +11,7 @@ What this does not do: faults and copying, which are suites of their own beside 
 (:data:`MORE` names them).
 """
 
+import argparse
 import ctypes
 import importlib
 import importlib.util
@@ -114,7 +115,10 @@ def _from_python(report: Report, options: Options) -> None:
                 ours = _python_ns(options.seconds / 4, call, *arguments)
                 return ours - _native.bench.medium_ns(core, 64, count, working_set=64, mapped=True)
 
-            sides = [extra, partial(_python_ns, options.seconds / 4, _native.nothing)]
+            sides: list[Callable[[], float]] = [
+                extra,
+                partial(_python_ns, options.seconds / 4, _native.nothing),
+            ]
             ours, empty = alternate(sides, options.runs)
             record = report.add(name, "ns", ours, empty, "empty call", less_is_better=True)
             print(f"{'':38} {record.ours / record.peer:.1f} empty calls more than from Rust")
@@ -193,17 +197,18 @@ def _sparse(report: Report, options: Options, directory: Path) -> None:
 
     def bare(path: Path) -> None:
         with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
-            before = _anonymous_bytes()
             with memoryview(mapping) as view:
                 touch(view)
-            _anonymous_bytes()
-            del before
 
     found, peer = alternate([partial(timed, ours), partial(timed, bare)], options.runs)
     report.add(name, "ms", found, peer, "bare mmap", less_is_better=True)
     limit = [1024.0] * options.runs
     kib = grown[-options.runs :]
     report.add("memory of ours for it", "KiB", kib, limit, "limit", less_is_better=True)
+
+
+def _more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--directory", type=Path, help="where the sparse image is made")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         runs=5,
         seconds=0.2,
-        more=lambda parser: parser.add_argument("--directory", type=Path, help="for images"),
+        more=_more,
     )
     if options.quick:
         options = Options(options.json_path, options.only, True, options.runs, 0.02)

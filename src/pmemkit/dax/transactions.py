@@ -8,12 +8,12 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from typing_extensions import Buffer
-
 from pmemkit._native import dax as native
 from pmemkit.errors import InvalidArgument, OutOfRange
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from pmemkit.dax.mapping import Mapping
 
 __all__ = ["Log", "Transaction"]
