@@ -1,8 +1,7 @@
-"""Runs inside the guest: maps what it is told to, stores, and says as JSON what it found.
+"""Runs inside the guest: maps a device DAX, files on DAX mounts and memory, stores, and says as
+JSON what it found.
 
-python3 /in/dax_driver.py device /dev/dax0.0
-python3 /in/dax_driver.py file /mnt/pool
-python3 /in/dax_driver.py memory
+    python3 /in/dax_driver.py /dev/dax0.0 /mnt/ext4/pool
 """
 
 import json
@@ -58,8 +57,8 @@ def device(path):
     """A device DAX: strict about offsets and lengths."""
     with pmemkit.open(path) as region:
         found = {
-            "offset": refused(lambda: region.map(4096)),
-            "length": refused(lambda: region.map(0, 4096)),
+            "odd_offset": refused(lambda: region.map(4096)),
+            "odd_length": refused(lambda: region.map(0, 4096)),
             "coarse": refused(lambda: region.map(granularity="byte")),
         }
         with region.map() as mapping:
@@ -96,5 +95,5 @@ def memory():
 
 
 if __name__ == "__main__":
-    what = {"device": device, "file": file, "memory": memory}[sys.argv[1]]
-    print(json.dumps(what(*sys.argv[2:])))
+    found = {"device": device(sys.argv[1]), "memory": memory()}
+    print(json.dumps(found | {Path(each).parent.name: file(each) for each in sys.argv[2:]}))

@@ -29,10 +29,7 @@ STEPS = {
         mount -o dax -t ext4 /dev/pmem0.1 /run/ext4
         mount -o dax -t xfs /dev/pmem0.2 /run/xfs
         grep -c dax=always /proc/mounts""",
-    "device": "python3 /in/dax_driver.py device /dev/dax0.0",
-    "ext4": "python3 /in/dax_driver.py file /run/ext4/pool",
-    "xfs": "python3 /in/dax_driver.py file /run/xfs/pool",
-    "memory": "python3 /in/dax_driver.py memory",
+    "maps": "python3 /in/dax_driver.py /dev/dax0.0 /run/ext4/pool /run/xfs/pool",
     "unmount": "umount /run/ext4 /run/xfs",
 }
 
@@ -57,6 +54,13 @@ def booted(guest: Guest, python_layers: None, image: Path) -> Result:
     )
 
 
+@pytest.fixture(scope="module")
+def maps(booted: Result) -> dict:
+    booted["make"].check()
+    booted["mounts"].check()
+    return booted["maps"].json()
+
+
 def _namespace(image: Path, mode: str, size_least: int) -> str:
     bus = observe(machine_of([image], label_size=LABEL_SIZE))
     names = [
@@ -68,13 +72,12 @@ def _namespace(image: Path, mode: str, size_least: int) -> str:
     return f"{image}:{names[0]}"
 
 
-def test_a_device_dax_is_mapped_strictly_and_by_cache_line(booted):
-    booted["make"].check()
-    found = booted["device"].json()
+def test_a_device_dax_is_mapped_strictly_and_by_cache_line(maps):
+    found = maps["device"]
     assert (found["granularity"], found["map_sync"], found["unit"]) == ("cacheline", True, 2 * MIB)
     assert found["domain"] in ("memory_controller", "unknown")
     assert found["length"] % (2 * MIB) == 0
-    for what in ("offset", "length"):
+    for what in ("odd_offset", "odd_length"):
         kind, text = found[what]
         assert kind == "InvalidArgument" and f"multiples of {2 * MIB}" in text
     assert found["coarse"][0] == "NotSupported" and "byte is required" in found["coarse"][1]
@@ -85,23 +88,22 @@ def test_a_device_dax_is_mapped_strictly_and_by_cache_line(booted):
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_map_sync_is_granted_for_files_on_dax_mounts_and_reported(booted, kind):
-    assert booted["mounts"].check().text == "2\n"
-    found = booted[kind].json()
+def test_map_sync_is_granted_for_files_on_dax_mounts_and_reported(booted, maps, kind):
+    assert booted["mounts"].text == "2\n"
+    found = maps[kind]
     assert (found["granularity"], found["map_sync"]) == ("cacheline", True)
     assert (found["tracker"], found["length"]) == ("kernel", 8 * MIB)
     assert found["copy"] == f"stored {kind}"
     booted["unmount"].check()
 
 
-def test_memory_is_tracked_by_write_protection(booted):
-    found = booted["memory"].json()
+def test_memory_is_tracked_by_write_protection(maps):
+    found = maps["memory"]
     assert found["tracker"] in ("write-protect", "write-protect-async")
     assert (found["sees_stores"], found["synced"], found["copy"]) == (True, [2 * 4096, 0], 1)
 
 
-def test_what_was_persisted_is_in_the_image_and_the_same_when_mapped_offline(booted, image):
-    booted["device"].check()
+def test_what_was_persisted_is_in_the_image_and_the_same_when_mapped_offline(maps, image):
     texts = {
         PLACES["copied"]: b"copied device",
         PLACES["stored"]: b"stored device",
@@ -112,18 +114,18 @@ def test_what_was_persisted_is_in_the_image_and_the_same_when_mapped_offline(boo
     with pmemkit.open(_namespace(image, "devdax", 0)) as region:
         place, mapping = region.place, region.map()
         assert place is not None
-        raw = image.read_bytes()
-        with mapping:
-            assert len(mapping) == booted["device"].json()["length"]
+        with mapping, image.open("rb") as raw:
+            assert len(mapping) == maps["device"]["length"]
             for at, text in texts.items():
                 assert mapping.read(at, len(text)) == text
-                assert raw[place.offset + at :][: len(text)] == text
+                raw.seek(place.offset + at)
+                assert raw.read(len(text)) == text
             assert mapping.log(*LOG).recovered == 0
 
 
 @pytest.mark.parametrize(("kind", "size"), [("ext4", 0), ("xfs", 200 * MIB)])
-def test_files_on_dax_mounts_left_their_bytes_in_the_namespace(booted, image, kind, size):
-    booted[kind].check()
+def test_files_on_dax_mounts_left_their_bytes_in_the_namespace(maps, image, kind, size):
+    assert maps[kind]["length"] == 8 * MIB
     with pmemkit.map(_namespace(image, "fsdax", size), read_only=True) as mapping:
         data = bytes(mapping)
     for text in (f"copied {kind}", f"stored {kind}", f"both 1 {kind}", f"both 2 {kind}"):

@@ -196,9 +196,12 @@ def _sparse(report: Report, options: Options, directory: Path) -> None:
             grown.append(max(_anonymous_bytes() - before, 0) / 1024)
 
     def bare(path: Path) -> None:
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
-            with memoryview(mapping) as view:
-                touch(view)
+        with (
+            path.open("r+b") as file,
+            mmap.mmap(file.fileno(), 0) as mapping,
+            memoryview(mapping) as view,
+        ):
+            touch(view)
 
     found, peer = alternate([partial(timed, ours), partial(timed, bare)], options.runs)
     report.add(name, "ms", found, peer, "bare mmap", less_is_better=True)
