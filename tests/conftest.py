@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOAK = os.environ.get("PMEMKIT_SOAK") == "1"
+
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that: those
+# of tests are to be interrupted all the same.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _load_peers():

@@ -8,13 +8,17 @@ mod btt;
 mod buffer;
 mod cache;
 mod dax;
+mod direct;
 mod error;
 mod formats;
+mod frames;
 mod fuse;
 mod media;
 mod nbd;
 mod reader;
 mod recording;
+mod remote;
+mod sg;
 
 use pyo3::prelude::*;
 
@@ -32,18 +36,28 @@ mod _native {
     #[pymodule_export]
     use crate::dax::dax;
     #[pymodule_export]
+    use crate::direct::direct;
+    #[pymodule_export]
     use crate::formats::formats;
+    #[pymodule_export]
+    use crate::frames::frames;
     #[pymodule_export]
     use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
     #[pymodule_export]
     use crate::nbd::nbd;
+    #[pymodule_export]
+    use crate::remote::remote;
+    #[pymodule_export]
+    use crate::sg::sg;
 
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
     const PLANTED_FAULTS: bool = cfg!(feature = "planted-faults");
+    #[pymodule_export]
+    const NO_PAGE_MAP: bool = cfg!(feature = "no-page-map");
 
     #[pyfunction]
     fn version() -> &'static str {

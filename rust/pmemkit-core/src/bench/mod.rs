@@ -8,6 +8,8 @@
 //! What this does not do: take turns between the two sides, judge the result, run inside CI.
 
 mod blocks;
+mod frames;
+mod lifetime;
 mod sectors;
 
 use std::ffi::{c_void, CStr, CString};
@@ -20,6 +22,8 @@ use crate::media::{Granularity, Mapped, Medium, Store};
 use crate::sg::Segment;
 
 pub use blocks::PlainCopy;
+pub use frames::{frames_ns, FramesPlan, Pattern};
+pub use lifetime::{lifetime, Lifetime, Limit};
 pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};
 
 /// Batches of a measurement; the median of their times is the result.

@@ -37,7 +37,7 @@ use crate::sg::{RegionId, Segment};
 
 pub use badblocks::{BadBlocks, BadRun, Record, BAD_SECTOR_SIZE};
 pub use mapped::{map_sync_granted, FileOptions, Mapped};
-pub use stats::Stats;
+pub use stats::{caused_by, exchange_cause, Cause, CausedBy, Stats, Written, LINE_SIZE};
 pub use sys::memfd;
 pub(crate) use sys::set_length;
 
@@ -144,6 +144,12 @@ pub trait Medium: Send + Sync {
         true
     }
 
+    /// True when loads and stores may wait for somebody else, a peer for one: whoever must not wait
+    /// makes them on another thread.
+    fn blocks(&self) -> bool {
+        false
+    }
+
     /// Starts writing the cache lines of the range back. A no-op unless granularity is `cacheline`.
     fn flush(&self, at: u64, len: u64) -> Result<()>;
 
@@ -180,6 +186,20 @@ pub trait Medium: Send + Sync {
     /// What was done to the medium since it was made; zeroes where nobody counts.
     fn stats(&self) -> Stats {
         Stats::default()
+    }
+
+    /// Whether what is stored is counted: for whoever measures what counting costs.
+    fn set_counting(&self, _on: bool) {}
+
+    /// From now on counts the lines of [`LINE_SIZE`] bytes written to each block of `block_size`
+    /// bytes, for one in `every` stores, which stands for all. Can be asked for once.
+    fn count_blocks(&self, _block_size: u64, _every: u32) -> Result<()> {
+        Err(Error::new(Kind::NotSupported, "count", "this medium does not count blocks"))
+    }
+
+    /// The size of a block and what was counted for each, if it was asked for.
+    fn block_counts(&self) -> Option<(u64, Vec<u32>)> {
+        None
     }
 
     /// True when the medium has no bytes.
