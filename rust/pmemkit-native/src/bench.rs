@@ -159,7 +159,8 @@ pub mod bench {
     }
 
     #[pyfunction]
-    #[pyo3(signature = (call, length, iterations, *, library=None, working_set=1 << 26))]
+    #[pyo3(signature = (call, length, iterations, *, library=None, working_set=1 << 26,
+                        mapped=false))]
     fn medium_ns(
         py: Python<'_>,
         call: &str,
@@ -167,9 +168,10 @@ pub mod bench {
         iterations: u64,
         library: Option<String>,
         working_set: u64,
+        mapped: bool,
     ) -> PyResult<f64> {
         let call = Call::from_name(call).map_err(to_py)?;
-        let plan = Plan { call, len: length, iterations, library, working_set };
+        let plan = Plan { call, len: length, iterations, library, working_set, mapped };
         py.detach(|| core::medium_ns(&plan)).map_err(to_py)
     }
 }

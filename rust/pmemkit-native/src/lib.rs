@@ -7,6 +7,7 @@ mod block;
 mod btt;
 mod buffer;
 mod cache;
+mod dax;
 mod direct;
 mod error;
 mod formats;
@@ -34,6 +35,8 @@ mod _native {
     use crate::block::block;
     #[pymodule_export]
     use crate::btt::btt;
+    #[pymodule_export]
+    use crate::dax::dax;
     #[pymodule_export]
     use crate::direct::direct;
     #[pymodule_export]

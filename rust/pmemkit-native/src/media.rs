@@ -16,7 +16,11 @@ use crate::error::to_py;
 const HOLD_GIL_MAX: u64 = 4096;
 
 /// Runs `work` without the GIL unless it copies little.
-fn run<T: Send>(py: Python<'_>, len: u64, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+pub fn run<T: Send>(
+    py: Python<'_>,
+    len: u64,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
     let result = if len > HOLD_GIL_MAX { py.detach(work) } else { work() };
     result.map_err(to_py)
 }
@@ -82,6 +86,11 @@ impl Medium {
     #[getter]
     fn granularity(&self) -> &'static str {
         self.inner.granularity().name()
+    }
+
+    #[getter]
+    fn map_unit(&self) -> u64 {
+        self.inner.map_unit()
     }
 
     #[getter]

@@ -6,6 +6,7 @@ Submodules are attributes: write ``from pmemkit._native import block``.
 from . import bench as bench
 from . import block as block
 from . import btt as btt
+from . import dax as dax
 from . import direct as direct
 from . import formats as formats
 from . import frames as frames

@@ -85,9 +85,11 @@ def medium_ns(
     *,
     library: str | None = None,
     working_set: int = 1 << 26,
+    mapped: bool = False,
 ) -> float:
     """Median-of-batches nanoseconds of one call over populated memory, walking a working set.
 
     ``call``: ``copy_persist`` (copy and make durable, cache-line granularity), ``persist`` (dirty
-    one byte a line, then write back and fence). With ``library`` (a path or soname of libpmem) the
+    one byte a line, then write back and fence), ``persist_clean`` (the same of clean lines). With
+    ``mapped`` it is a call of a mapping and not of its medium. With ``library`` (a path or soname of libpmem) the
     loop calls ``pmem_memcpy_persist`` / ``pmem_persist`` of that library instead of ours."""

@@ -38,6 +38,10 @@ class Medium:
         """``byte``, ``cacheline`` or ``page``."""
 
     @property
+    def map_unit(self) -> int:
+        """Bytes of the pages it is mapped in."""
+
+    @property
     def loads_by_mapping(self) -> bool:
         """True when the kernel may be handed the mapping to send from."""
 

@@ -21,6 +21,7 @@ import io
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, PmemError, ReadOnly
@@ -141,6 +142,25 @@ class OpenedMedium:
                 self.wear.follow(self.medium, size)
         except OSError as cause:
             raise failure_of(cause, "refresh", self.path) from cause
+
+    def map_part(self, offset: int, length: int, read_only: bool) -> "Medium":
+        """Maps a range of a file or device once more, on its own."""
+        if self.file is None:
+            raise NotSupported("is memory that is mapped once", op="map", path=self.path)
+        start = (self.part[0] if self.part is not None else 0) + offset
+        part = (start, length)
+        medium = _map(self.file.fileno(), length, self.decision, read_only, part)
+        return _judged(medium, self.backing, self.path, part, read_only)
+
+    def sync_file(self) -> None:
+        """Waits until the file's data and length are durable."""
+        if self.file is not None:
+            os.fdatasync(self.file.fileno())
+
+    def deep_flush_control(self) -> Path | None:
+        """The file of sysfs that flushes the memory controllers of its region, where it is a device
+        DAX or a disk of one."""
+        return None if self.file is None else LinuxPlatform().deep_flush_control(self.file.fileno())
 
     def close(self) -> None:
         """Notes what was written, and closes the descriptor or the connection."""

@@ -5,7 +5,8 @@ Invariants:
    until the region is reopened.
 2. A device keeps the size the region had when it was made; :meth:`Region.resize` and
    :meth:`Region.refresh` concern devices made later.
-3. Closing the region closes its devices, all of them, whatever one of them says.
+3. Closing the region closes its devices and mappings, all of them, whatever one of them says. A
+   mapping with views says that it is busy, and stays until they are gone.
 4. Opened as ``IMAGE:namespaceR.N`` it is the bytes that a user of that namespace sees. An image
    that holds several namespaces, or an info block, is not taken for one raw namespace.
 5. There is one cache or none, below every device: two would not see each other's writes.
@@ -31,6 +32,7 @@ from pmemkit.errors import (
     PmemError,
     ReadOnly,
 )
+from pmemkit.files import sync_directory
 from pmemkit.media.granularity import Granularity
 from pmemkit.media.provider import (
     Locking,
@@ -51,6 +53,7 @@ from pmemkit.units import parse_size
 if TYPE_CHECKING:
     from pmemkit._native.block import Cache, Device
     from pmemkit._native.media import Medium
+    from pmemkit.dax import Mapping
 
 __all__ = ["Region", "create_file", "open_region"]
 
@@ -152,11 +155,7 @@ def create_file(path: str | os.PathLike[str], size: int) -> None:
         raise
     finally:
         os.close(fd)
-    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)  # noqa: PTH100, PTH120
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(os.path.dirname(os.path.abspath(path)))  # noqa: PTH100, PTH120
 
 
 class Region:
@@ -182,6 +181,7 @@ class Region:
         self._sectors: Sectors | None = None
         self._lent: int | None = None
         self._devices: weakref.WeakSet[BlockDevice] = weakref.WeakSet()
+        self._mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
 
     def __enter__(self) -> "Region":
         return self
@@ -338,6 +338,10 @@ class Region:
         if self._bottom is None:
             self._bottom = self._make_bottom(opened)
         if cache not in (None, "off") and self._cache is None:
+            if any(not mapping.closed for mapping in self._mappings):
+                raise Busy(
+                    "a mapping is open: it would not see a cache", op="device", path=self._path
+                )
             if any(not device.closed for device in self._devices):
                 text = "a device without a cache is open: the first device decides"
                 raise Busy(text, op="device", path=self._path)
@@ -392,6 +396,56 @@ class Region:
                 raise
         return self._sectors
 
+    def map(
+        self,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        read_only: bool = False,
+        granularity: str | None = None,
+        huge: bool | None = None,
+        tracker: str = "automatic",
+    ) -> "Mapping":
+        """Maps a range of the bytes, by default all of them, for direct loads and stores.
+
+        ``offset`` is a multiple of the page size; of a device DAX or of huge pages the length is
+        one too. ``granularity`` is what is required: what would be coarser is
+        :class:`NotSupported`, with the reasons. ``huge`` asks for huge pages, or for none.
+        ``tracker`` says who is to know what is dirty; see ``docs/dax.md``.
+
+        Mode sector is not mapped: its sectors move, and what stores past the engine tears them.
+        """
+        from pmemkit.dax import map_medium
+
+        opened = self._open("map")
+        self._check_latch("map")
+        if self.mode == "sector":
+            text = (
+                "is of mode sector, whose sectors move with every write: a mapping of the bytes "
+                "below would show them in no order and tear them; reconfigure it to raw, fsdax or "
+                "devdax"
+            )
+            raise NotSupported(text, op="map", path=self._path)
+        if self._cache is not None:
+            text = "the region has a cache, whose writes a mapping would not see"
+            raise Busy(text, op="map", path=self._path)
+        mapping = map_medium(
+            opened,
+            self._path,
+            offset=offset,
+            length=length,
+            read_only=read_only,
+            granularity=granularity,
+            huge=huge,
+            tracker=tracker,
+        )
+        self._mappings.add(mapping)
+        return mapping
+
+    def let_go(self, mapping: "Mapping") -> None:
+        """Closing the region leaves this mapping open."""
+        self._mappings.discard(mapping)
+
     @property
     def relocations(self) -> int:
         """Sectors that wear levelling has moved since the region was opened."""
@@ -407,13 +461,15 @@ class Region:
         return self._engine(opened, self._place).validate()
 
     def close(self) -> None:
-        """Closes the devices and lets the backing and its lock go. May be called again."""
+        """Closes devices and mappings and lets the backing and its lock go. May be called again."""
         if self._opened is None:
             return
         with ExitStack() as stack:
             # Run in reverse: what devices still have to write goes out before the backing is gone.
             stack.callback(self._let_go)
             stack.callback(self._drain)
+            for mapping in list(self._mappings):
+                stack.callback(mapping.close)
             for device in list(self._devices):
                 stack.callback(device.close)
 

@@ -113,8 +113,8 @@ impl Trees {
         }
     }
 
-    /// Makes a tree that nobody owns this thread's, before anything is taken of it: two that come at
-    /// the same time would stay side by side, in the same cache lines. False where it is another's.
+    /// Makes a tree that nobody owns this thread's, before anything is taken of it: two that come
+    /// at once would stay side by side, in the same cache lines. False where it is another's.
     pub fn claim(&self, tree: u64, place: usize) -> bool {
         let (owner, mine) = (&self.trees[tree as usize].owner, place as u32 + 1);
         let before = owner.load(Ordering::Relaxed);

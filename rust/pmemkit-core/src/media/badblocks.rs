@@ -191,6 +191,10 @@ impl Medium for BadBlocks {
         self.next.stored_elsewhere(at, len)
     }
 
+    fn map_unit(&self) -> u64 {
+        self.next.map_unit()
+    }
+
     fn stores_by_mapping(&self) -> bool {
         false
     }

@@ -457,6 +457,10 @@ impl Medium for Mapped {
         self.settle("write", view, at, 8, outcome)
     }
 
+    fn map_unit(&self) -> u64 {
+        self.map_unit
+    }
+
     fn stores_by_mapping(&self) -> bool {
         self.backing.as_ref().is_none_or(|file| !file.stores_by_call)
     }

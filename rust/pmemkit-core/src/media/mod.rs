@@ -127,6 +127,11 @@ pub trait Medium: Send + Sync {
     /// mapping, a program with a view. They count as cached stores that were not flushed.
     fn stored_elsewhere(&self, at: u64, len: u64) -> Result<()>;
 
+    /// Bytes of the pages that it is mapped in: what mappings of it start and end at.
+    fn map_unit(&self) -> u64 {
+        sys::page_size()
+    }
+
     /// True when storing through [`Medium::address`] is as good as [`Medium::store`]. False for a
     /// file behind a page cache, where it costs a fault a page and more data at the next sync.
     fn stores_by_mapping(&self) -> bool {
