@@ -67,7 +67,7 @@ guest: peers-guest ## make guest IMG=a.img[,b.img] CMD='ndctl list -RNi' [LABEL=
 	@$(PYTHON) tools/guest.py run --images "$$IMG" --label-size "$(LABEL)" -- "$$CMD"
 
 # Where the package is not to be had, the suite says what it left out.
-bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|cache|policy [ARGS=--quick]
+bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|cache|wear|policy|frames [ARGS=--quick]
 	if test $(SUITE) = cache && ! $(PY) -c 'import libcachesim' 2> /dev/null; then \
 	    $(PYTHON) -m pip --python $(PY) install --quiet --no-deps \
 	        "$$($(PY) tools/requirements.py bench)" || true; fi
@@ -78,9 +78,9 @@ bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|cache|policy
 
 CARGO_TEST := cargo test --quiet --locked --package pmemkit-core
 # What has a suite of its own, because it prints counts that somebody wants to see.
-UNITS := -- --skip btt::explore
-EXPLORE := btt::explore -- --nocapture --test-threads 1
-LOOM := --features model-check btt::model -- --nocapture --test-threads 1
+UNITS := -- --skip explore::
+EXPLORE := explore:: -- --nocapture --test-threads 1
+LOOM := --features model-check model:: -- --nocapture --test-threads 1
 
 # The guest waits for its emulated CPU, the other tests for processes: together they take the time of
 # the longer half. The guest's results follow when both are there.
@@ -92,10 +92,10 @@ SIDE_BY_SIDE = mkdir -p build; \
 test: peers-test build ## everything, with every peer there is
 	$(SUITES) \
 	    'rust:90:$(CARGO_TEST) $(UNITS)' \
-	    'crash exploration:60:$(CARGO_TEST) $(EXPLORE)' \
+	    'crash exploration:90:$(CARGO_TEST) $(EXPLORE)' \
 	    'loom:90:$(CARGO_TEST) $(LOOM)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
-	    'python and kernel:600:$(SIDE_BY_SIDE)' \
+	    'python and kernel:720:$(SIDE_BY_SIDE)' \
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
 	    'fuzz connection:40:tools/fuzz run connection 20' \
@@ -107,6 +107,8 @@ test: peers-test build ## everything, with every peer there is
 check: build ## what needs no peers: formats, lints, types, stubs, tidy, unit tests
 	$(SUITES) \
 	    'rustfmt:10:cargo fmt --all --check && cargo fmt --manifest-path fuzz/Cargo.toml --check' \
+	    'fuzz lock:10:cargo metadata --quiet --locked --format-version 1 \
+	        --manifest-path fuzz/Cargo.toml > /dev/null' \
 	    'clippy:60:cargo clippy --quiet --locked --workspace --all-targets -- -D warnings' \
 	    'ruff format:10:$(BIN)/ruff format --check src tests tools fuzz' \
 	    'ruff:10:$(BIN)/ruff check src tests tools fuzz' \

@@ -24,7 +24,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
-from pmemkit.formats import btt, checksum, cookie, guids, infoblock, labels, layout  # noqa: E402
+from pmemkit.formats import (  # noqa: E402
+    btt,
+    checksum,
+    cookie,
+    guids,
+    infoblock,
+    labels,
+    layout,
+    pool,
+)
 from pmemkit.units import format_size  # noqa: E402
 
 __all__ = ["TRAPS", "Trap", "documents", "main", "missing_tests"]
@@ -46,6 +55,7 @@ _LABELS = "tests/formats/test_labels.py::"
 _INFO = "tests/formats/test_infoblock.py::"
 _COOKIE = "tests/formats/test_cookie.py::"
 _TRAPS = "tests/formats/test_traps.py::"
+_POOL = "tests/memory/test_named_arrays.py::"
 
 TRAPS = (
     Trap(
@@ -151,6 +161,12 @@ TRAPS = (
         "Fields that a minor version does not have yet hold anything, and are not read.",
         _INFO + "test_older_versions_have_fewer_fields_and_their_rubbish_is_not_read",
     ),
+    Trap(
+        "pool",
+        "The signature is longer than what power failure leaves whole: half of it in the first "
+        "slot, and nothing in the second, is a directory that was never finished, not other data.",
+        _POOL + "test_a_failure_while_the_first_directory_is_made_leaves_one_that_can_be_made",
+    ),
 )
 
 
@@ -235,7 +251,12 @@ def _value(value: Any) -> str:
 
 def _index() -> str:
     rows = []
-    for name, module in (("labels", labels), ("btt", btt), ("infoblocks", infoblock)):
+    for name, module in (
+        ("labels", labels),
+        ("btt", btt),
+        ("infoblocks", infoblock),
+        ("pool", pool),
+    ):
         rows.append((f"[{name}]({name}.md)", prose(module).split("\n\n")[0].replace("\n", " ")))
     return "\n".join(
         [
@@ -378,6 +399,24 @@ def _infoblocks() -> str:
     )
 
 
+def _pool() -> str:
+    return "\n".join(
+        [
+            "# Directory of named arrays",
+            "",
+            prose(pool),
+            "",
+            structure(pool.PoolHeader),
+            structure(pool.PoolEntry),
+            "## Numbers",
+            "",
+            constants(pool, ("FRAME_SIZE", "SLOT_SIZE", "NAME_MAX", "DIMENSIONS_MAX")),
+            "",
+            traps("pool"),
+        ]
+    )
+
+
 def documents() -> dict[str, str]:
     """Every document by its name."""
     made = {
@@ -385,6 +424,7 @@ def documents() -> dict[str, str]:
         "labels.md": _labels(),
         "btt.md": _btt(),
         "infoblocks.md": _infoblocks(),
+        "pool.md": _pool(),
     }
     return {name: f"{GENERATED}\n\n{text.rstrip()}\n" for name, text in made.items()}
 

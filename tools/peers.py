@@ -67,6 +67,8 @@ PEERS = (
     _peer("fstrim", "util-linux", "test", "discards of a mounted file system"),
     _peer("fusermount3", "fuse3", "demo test", "unmounting what nbdfuse mounted"),
     _peer("libpmem.so.1", "libpmem1", "bench test", "the comparison with libpmem"),
+    _peer("libjemalloc.so.2", "libjemalloc2", "bench", "frames compared with jemalloc"),
+    _peer("libmimalloc.so.2", "libmimalloc2.0", "bench", "frames compared with mimalloc"),
     _peer("aarch64-linux-gnu-as", "binutils-aarch64-linux-gnu", "test", "assembling aarch64 code"),
     _peer("qemu-system-x86_64", "qemu-system-x86", "guest test", "a real Linux kernel as referee"),
     _peer("daxctl", "daxctl", "guest test", "devdax as the kernel's own tool sees it"),
@@ -89,8 +91,9 @@ def find(name: str) -> str | None:
     if ".so." in name:
         try:
             ctypes.CDLL(name)
-        except OSError:
-            return None
+        except OSError as refused:
+            # It is there and wants to be loaded with the program.
+            return name if "static TLS" in str(refused) else None
         return name
     return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":" + _SYSTEM_PATH)
 

@@ -17,21 +17,43 @@ class _Static:
 
 
 if _Static.TYPE_CHECKING:
+    from pmemkit.dax import Mapping
     from pmemkit.errors import PmemError
+    from pmemkit.memory.named import open_arrays
+    from pmemkit.memory.pool import MemoryPool
+    from pmemkit.memory.regions import RegionSpec
     from pmemkit.storage.device import BlockDevice, Extent
+    from pmemkit.storage.mapping import map_path as map
     from pmemkit.storage.region import Region
     from pmemkit.storage.region import open_region as open
 
-__all__ = ["BlockDevice", "Extent", "PmemError", "Region", "__version__", "open"]
+__all__ = [
+    "BlockDevice",
+    "Extent",
+    "Mapping",
+    "MemoryPool",
+    "PmemError",
+    "Region",
+    "RegionSpec",
+    "__version__",
+    "map",
+    "open",
+    "open_arrays",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BlockDevice": ("pmemkit.storage.device", "BlockDevice"),
     "Extent": ("pmemkit.storage.device", "Extent"),
+    "Mapping": ("pmemkit.dax.mapping", "Mapping"),
+    "MemoryPool": ("pmemkit.memory.pool", "MemoryPool"),
     "PmemError": ("pmemkit.errors", "PmemError"),
     "Region": ("pmemkit.storage.region", "Region"),
+    "RegionSpec": ("pmemkit.memory.regions", "RegionSpec"),
+    "map": ("pmemkit.storage.mapping", "map_path"),
     "open": ("pmemkit.storage.region", "open_region"),
+    "open_arrays": ("pmemkit.memory.named", "open_arrays"),
 }
 
 

@@ -41,7 +41,8 @@ __all__ = [
 
 
 class PmemError(OSError):
-    """Base of every error. ``op``, ``offset`` (bytes) and ``path`` say what it concerned.
+    """Base of every error. ``op``, ``offset`` (bytes) and ``path`` say what it concerned;
+    ``moved`` is how many bytes a long transfer moved from its start before it failed.
 
     The message is a sentence with the offending numbers in it; ``errno`` is always set.
     """
@@ -58,12 +59,14 @@ class PmemError(OSError):
         op: str | None = None,
         offset: int | None = None,
         path: str | None = None,
+        moved: int | None = None,
     ) -> None:
         super().__init__(self.default_errno if errno is None else errno, message)
         self.message = message
         self.op = op
         self.offset = offset
         self.path = path
+        self.moved = moved
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message

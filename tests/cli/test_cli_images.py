@@ -163,6 +163,8 @@ def test_info_says_what_it_is_and_what_it_promises(image):
     assert facts["granularity"] in ("byte", "cacheline", "page")
     assert facts["why"]
     assert facts["durability"]
+    assert facts["cache"]["mount"]["cache"] == "off"
+    assert facts["cache"]["serve"]["cache_because"]
     assert (facts["page_map"], facts["page_map_bytes"]) == ("none", 0)
     assert facts["cpu_flush"]
 

@@ -1,6 +1,7 @@
 """``pmem explain`` of this machine: what it prints, with verdicts that are given.
 
-``tests/kernel/test_explain_guest.py`` has it on real kernels, ``test_cli_machine.py`` for machine files.
+``tests/kernel/test_explain_guest.py`` has it on real kernels, ``test_cli_machine.py`` for machine
+files.
 """
 
 import json

@@ -46,6 +46,17 @@ def test_arenas_follow_each_other_and_a_short_tail_is_dropped(version):
     assert (first.nextoff, second.nextoff) == (btt.ARENA_SIZE_MAX, 0)
 
 
+def test_arenas_may_be_smaller_than_linux_makes_them():
+    first, second = btt.arenas(40 * MIB, 4096, "2.0", 17 * MIB)
+    assert (first.size, first.nextoff, second.size, second.nextoff) == (
+        *(17 * MIB, 17 * MIB),
+        *(17 * MIB, 0),
+    )
+    for wrong in (16 * MIB - 4096, 17 * MIB + 512, 2 * btt.ARENA_SIZE_MAX):
+        with pytest.raises(InvalidArgument, match=f"an arena size of {wrong}"):
+            btt.arenas(40 * MIB, 4096, "2.0", wrong)
+
+
 @pytest.mark.parametrize(
     ("size", "sector_size", "said"),
     [(16 * MIB - 1, 512, "16777215 bytes are too small"), (32 * MIB, 513, "513 is none of 512")],

@@ -95,12 +95,16 @@ def test_apply_reaches_what_is_wanted_and_undo_goes_back(machine, policy):
         assert essence(bus.observe()) == essence(start)
 
 
+def contested(outcome):
+    return any("is the mount point of" in each.why for each in outcome.plan.refused)
+
+
 @many
 @given(machines(), policies(), st.data())
 def test_interrupted_anywhere_it_converges_all_the_same(machine, policy, data):
     straight = SimulatedBus(machine)
     with journals() as directory:
-        converge(straight, policy, directory)
+        undisturbed = converge(straight, policy, directory)
     assume(straight.points)
     bus = SimulatedBus(machine)
     bus.stop_at = data.draw(st.integers(1, straight.points))
@@ -121,8 +125,9 @@ def test_interrupted_anywhere_it_converges_all_the_same(machine, policy, data):
         outcome = converge(bus, policy, directory)
         note(f"{outcome}")
         assert outcome.error is None
-        # Which page map still goes into scarce DRAM depends on what is there already.
-        if machine.dram != SCARCE:
+        # Which page map still goes into scarce DRAM depends on what is there already, and so does
+        # which region gets a mount point that several want.
+        if machine.dram != SCARCE and not contested(undisturbed) and not contested(outcome):
             assert essence(bus.observe()) == essence(straight.observe())
         assert plan(bus.observe(), policy).steps == ()
 

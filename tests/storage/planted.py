@@ -2,15 +2,23 @@
 
 Exit code: 0 nothing found, 10 a promise was broken, 2 the build has no planted faults. With a
 planted build the environment's ``PMEMKIT_PLANT`` says which step does nothing: ``flush``, ``fua``,
-``fence`` or ``commit``; without it the build must behave.
+``fence`` or ``commit``, or which mistake a cache makes: ``cache-flush``, ``cache-eviction``,
+``cache-fua``. Without it the build must behave.
 """
 
+import os
 import sys
 
-from pmemkit._native import PLANTED_FAULTS
+from pmemkit._native import PLANTED_FAULTS, block
 from pmemkit.testing import DurabilityError, TransmissionClient, check_streams
 
 SEEDS = range(3)
+PLANT = os.environ.get("PMEMKIT_PLANT", "")
+
+
+def cached(below: block.Device) -> block.Device:
+    """The stack with a cache on top that holds two blocks; who uses it writes back alone."""
+    return block.cache(below, size=8192, flush_age=None).device
 
 
 def main() -> int:
@@ -19,6 +27,8 @@ def main() -> int:
         return 2
     judged = 0
     try:
+        if not PLANT or PLANT.startswith("cache-"):
+            judged += check_streams("page", SEEDS, limit=8, layers=cached)
         for granularity in ("byte", "cacheline", "page"):
             judged += check_streams(granularity, SEEDS, count=25, limit=8)
             judged += check_streams(

@@ -1,5 +1,6 @@
 """The cache over devices of both modes: the conformance suite, failures below, memory, threads."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,13 @@ class TestOverSectors(Cached, Sectors):
     pass
 
 
+class TestOverSlowMedia(Cached, Native):
+    lock_step_examples = 4
+
+    def wrap(self, below):
+        return super().wrap(block.delay(below, ops="write,flush", seconds=0.0002))
+
+
 class TestWriteThroughOverSectors(Cached, Sectors):
     mode = "writethrough"
     size = 2 * 4096
@@ -103,6 +111,28 @@ def test_a_write_back_that_fails_by_itself_is_told_by_the_next_flush():
         while True:
             channel.flush()
     assert channel.read(0, 1) == b"a"
+
+
+def test_reopened_after_a_failure_it_writes_again():
+    """What was flushed before is there; what was dirty when media failed is told to be lost."""
+    medium, bottom = raw()
+    below = block.fault(bottom, ops="write", nth=2, count=1)
+    cache = quiet(below)
+    channel = cache.device.channel()
+    channel.write(0, b"a" * 4096)
+    channel.flush()
+    channel.write(4096, b"b" * 4096)
+    channel.write(0, b"c" * 4096)
+    with pytest.raises(MediaError):
+        channel.flush()
+    assert channel.read(0, 8192) == b"c" * 4096 + b"b" * 4096
+    del channel, cache
+    assert medium.read(0, 8192) == b"a" * 4096 + bytes(4096)
+    channel = quiet(block.raw(medium)).device.channel()
+    assert channel.read(0, 8192) == b"a" * 4096 + bytes(4096)
+    channel.write(4096, b"d" * 4096)
+    channel.flush()
+    assert medium.read(0, 8192) == b"a" * 4096 + b"d" * 4096
 
 
 def test_a_read_that_media_refuse_fails_alone():
@@ -226,6 +256,31 @@ def test_a_region_has_one_cache_and_closing_writes_back(tmp_path):
         region.device(cache="off").read(5, 5)
         with region.device(), pytest.raises(Busy):
             region.device(cache="writethrough")
+
+
+def test_a_region_whose_media_fail_is_read_only_until_it_is_reopened(tmp_path):
+    """The file ends before what is to be written back: a failure of media as a real one is."""
+    path = tmp_path / "a.img"
+    region = pmemkit.open(path, create_size="1M")
+    device = region.device(cache="writeback", cache_size="64K")
+    device.write(4096, b"kept")
+    device.flush()
+    device.write(65536, b"lost")
+    os.truncate(path, 8192)
+    with pytest.raises(MediaError):
+        device.flush()
+    with pytest.raises(Latched):
+        device.write(0, b"x")
+    assert device.read(65536, 4) == b"lost"
+    with pytest.raises(MediaError):
+        device.close()
+    with pytest.raises(MediaError):
+        region.close()
+    os.truncate(path, 1 << 20)
+    with pmemkit.open(path) as region, region.device(cache="writeback") as device:
+        assert (device.read(4096, 4), device.read(65536, 4)) == (b"kept", bytes(4))
+        device.write(65536, b"here")
+    assert path.read_bytes()[65536:][:4] == b"here"
 
 
 def test_sectors_have_a_cache_too(tmp_path):

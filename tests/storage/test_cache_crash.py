@@ -4,10 +4,13 @@
 """
 
 import random
+import subprocess
+import sys
 
 import pytest
 
 from pmemkit._native import PLANTED_FAULTS, block, media
+from pmemkit.errors import PmemError
 from pmemkit.testing import RecordedDevice, check_streams, random_requests
 from pmemkit.testing.sectors import SmallArena
 
@@ -49,6 +52,107 @@ def test_what_is_dirty_is_flushed_when_the_cache_is_dropped():
     del recorded.channel, recorded.device
     (image,) = recorded.recording.crash_images(recorded.recording.event_count())
     assert image[100:104] == b"kept"
+
+
+# --- media that fail, media that take their time, a machine without memory -----------------------
+
+
+def survivors(recorded, requests):
+    """Carries a stream out over media that fail at some point, and checks that all that was
+    acknowledged can still be read. How many requests were refused."""
+    known, unsure, refused = bytearray(recorded.initial), set(), 0
+    for request in requests:
+        touched = range(request.offset, request.offset + len(request.data))
+        try:
+            recorded.submit(request)
+        except PmemError:
+            refused += 1
+            unsure.update(touched)
+            continue
+        known[touched.start : touched.stop] = request.data
+        if request.op == "discard":
+            unsure.update(touched)
+        else:
+            unsure.difference_update(touched)
+    found = recorded.channel.read(0, recorded.size)
+    wrong = [at for at in range(recorded.size) if found[at] != known[at] and at not in unsure]
+    assert not wrong, f"seed {recorded.seed}: {len(wrong)} bytes, the first at {wrong[0]}"
+    return refused
+
+
+@pytest.mark.parametrize("mode", ["writeback", "writethrough"])
+@pytest.mark.parametrize("ops", ["write", "flush", "write,flush,zero,discard"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_what_was_flushed_before_media_failed_survives(granularity, ops, mode, scale):
+    """And what was acknowledged is read as it was written, flushed or not."""
+    refused = judged = 0
+    for seed in range(scale(2, 60)):
+        nth = random.Random(seed).randint(1, 8)
+        recorded = RecordedDevice(
+            granularity,
+            seed=seed,
+            layers=lambda below, nth=nth: cached(
+                block.fault(below, ops=ops, nth=nth, count=0), mode=mode, read_ahead=0
+            ),
+        )
+        failed = survivors(recorded, random_requests(seed, recorded.size, 30))
+        refused += failed
+        events = len(recorded.recording.events())
+        recorded.channel = recorded.device = None
+        # Dropped after a failure, it has nothing more to say to media.
+        assert not failed or len(recorded.recording.events()) == events
+        judged += recorded.check(limit=6)
+    assert refused > 0 and judged > 10
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_slow_media_change_nothing(granularity, scale):
+    """While they take their time, the flusher and the client meet at the same blocks."""
+    layers = lambda below: cached(  # noqa: E731
+        block.delay(below, ops="write,flush", seconds=0.003), flush_age=0.01
+    )
+    seeds = range(scale(1, 20))
+    assert check_streams(granularity, seeds, layers=layers, limit=6) > 40 * len(seeds)
+
+
+WITHOUT_MEMORY = """
+import random, resource, sys
+from pmemkit._native import block
+from pmemkit.testing import RecordedDevice, random_requests
+
+def layers(below):
+    global cache
+    cache = block.cache(below, size=64 << 20, flush_age=0.02, heed_pressure=False)
+    return cache.device
+
+judged = bypassed = 0
+for seed in range(int(sys.argv[1])):
+    recorded = RecordedDevice(sys.argv[2], seed=seed, layers=layers)
+    requests = random_requests(seed, recorded.size, 40)
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    # Less than one chunk of blocks.
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+    recorded.run(requests)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    stats = cache.stats()
+    assert stats["blocks"] == stats["memory"] == 0, stats
+    bypassed += stats["bypassed"]
+    judged += recorded.check(limit=8)
+assert bypassed > 0
+print("judged", judged)
+"""
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_without_any_memory_it_is_as_durable(granularity, scale):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY, str(scale(2, 40)), granularity],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 80
 
 
 # --- sectors below --------------------------------------------------------------------------------

@@ -30,7 +30,11 @@ def run(plant):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("plant", ["flush", "fua", "fence", "commit"])
+STEPS = ["flush", "fua", "fence", "commit"]
+CACHE = ["cache-flush", "cache-eviction", "cache-fua"]
+
+
+@pytest.mark.parametrize("plant", STEPS + CACHE)
 def test_a_step_that_does_nothing_is_caught(plant):
     code, output = run(plant)
     assert code == 10, output

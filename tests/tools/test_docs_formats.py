@@ -37,6 +37,7 @@ def test_a_stale_document_is_named_and_a_run_makes_it_whole(tmp_path):
         "index.md",
         "infoblocks.md",
         "labels.md",
+        "pool.md",
     ]
     (tmp_path / "btt.md").write_text("something else")
     (tmp_path / "labels.md").unlink()

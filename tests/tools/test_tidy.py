@@ -96,6 +96,7 @@ PLANTED = [
     ("system-calls", CORE + "block/a.rs", "//! X.\nuse libc::{close, EIO};\n"),
     ("system-calls", CORE + "block/a.rs", '//! X.\nextern "C" {\n    fn close(fd: i32);\n}\n'),
     ("no-page-map", CORE + "block/a.rs", "//! X.\nuse crate::frames::Pool;\n"),
+    ("no-page-map", CORE + "sg.rs", "//! X.\nuse crate::{error::Kind, frames::Pool};\n"),
     ("unfinished", "docs/notes.md", "TO" + "DO: write\n"),
     ("unfinished", CORE + "sg.rs", "//! X.\n// FIX" + "ME\n"),
     ("machine-path", "docs/notes.md", "see /wo" + "rk/main\n"),

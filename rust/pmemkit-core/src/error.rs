@@ -110,6 +110,8 @@ pub struct Details {
     pub detail: String,
     /// The errno of a failed system call, where there is one.
     pub source_errno: Option<i32>,
+    /// Bytes from the start of a long transfer that were moved before it failed.
+    pub moved: Option<u64>,
 }
 
 impl Deref for Error {
@@ -133,7 +135,7 @@ impl Error {
     /// An error with a kind, an operation and a sentence.
     pub fn new(kind: Kind, op: &'static str, detail: impl Into<String>) -> Self {
         let detail = detail.into();
-        Error(Box::new(Details { kind, op, offset: None, detail, source_errno: None }))
+        Error(Box::new(Details { kind, op, offset: None, detail, source_errno: None, moved: None }))
     }
 
     /// The same error with the byte offset it concerns.

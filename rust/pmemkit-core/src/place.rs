@@ -50,6 +50,7 @@ thread_local! {
 }
 
 /// The place of the calling thread.
+#[inline]
 pub fn place() -> usize {
     // A thread that is ending has given its place back already.
     PLACE.try_with(|place| place.0).unwrap_or(SHARED)

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use pmemkit_core::bench as core;
 use pmemkit_core::block::Op;
+use pmemkit_core::btt::Options;
 use pmemkit_core::cache::Use;
 use pmemkit_core::error::{Error, Kind};
 use pyo3::prelude::*;
 
 use crate::block::Channel;
+use crate::btt::{self, Numbers};
 use crate::buffer::Held;
 use crate::error::to_py;
 
@@ -79,10 +81,14 @@ unsafe fn use_at(place: *const u8) -> Use {
     Use { block: whole as u64, second: (whole >> 64) as u32, write: whole >> 96 != 0 }
 }
 
+/// Writes, ideal, relocations, whether a block wore out; of each kind of line its size, area and
+/// the writes until then; the counts of the blocks.
+type Lifetime = (u64, u64, u64, bool, Vec<(u64, &'static str, Option<u64>)>, Vec<u32>);
+
 /// The submodule `bench`.
 #[pymodule]
 pub mod bench {
-    use pmemkit_core::bench::{Call, Plan};
+    use pmemkit_core::bench::{Call, FramesPlan, Pattern, Plan};
     use pmemkit_core::cache::simulate;
 
     use super::*;
@@ -107,7 +113,54 @@ pub mod bench {
     }
 
     #[pyfunction]
-    #[pyo3(signature = (call, length, iterations, *, library=None, working_set=1 << 26))]
+    #[pyo3(signature = (arenas, workload, rating, *, rounds = u64::MAX, levelling = None))]
+    fn lifetime(
+        py: Python<'_>,
+        arenas: Vec<Numbers>,
+        workload: &Bound<'_, PyAny>,
+        rating: u32,
+        rounds: u64,
+        levelling: Option<btt::Levelling>,
+    ) -> PyResult<Lifetime> {
+        let held = Held::new(workload, false)?;
+        let (address, count) = (held.address(), held.len() / 4);
+        let sector_at = move |number: u64| {
+            // SAFETY: the buffer is held; this is inside it.
+            let word = unsafe { address.get().cast::<u32>().add(number as usize).read_unaligned() };
+            u64::from(u32::from_le(word))
+        };
+        let writes = (0..count.saturating_mul(rounds)).map(move |each| sector_at(each % count));
+        let geometries: Vec<_> = arenas.into_iter().map(btt::geometry).collect();
+        let options = Options { levelling: btt::levelling(levelling)?, ..Options::default() };
+        let run = || core::lifetime(&geometries, options, rating, writes);
+        let found = py.detach(run).map_err(to_py)?;
+        let limits = found.limits.iter().map(|each| (each.line_size, each.area, each.writes));
+        let (ideal, moved, worn_out) = (found.ideal, found.relocations, found.worn_out);
+        Ok((found.writes, ideal, moved, worn_out, limits.collect(), found.counts))
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true,
+                        persistent=false))]
+    #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python function.
+    fn frames_ns(
+        py: Python<'_>,
+        pattern: &str,
+        order: u32,
+        threads: usize,
+        count: u64,
+        library: Option<String>,
+        magazines: bool,
+        persistent: bool,
+    ) -> PyResult<(f64, f64)> {
+        let pattern = Pattern::from_name(pattern).map_err(to_py)?;
+        let plan = FramesPlan { pattern, order, threads, count, library, magazines, persistent };
+        py.detach(|| core::frames_ns(&plan)).map_err(to_py)
+    }
+
+    #[pyfunction]
+    #[pyo3(signature = (call, length, iterations, *, library=None, working_set=1 << 26,
+                        mapped=false))]
     fn medium_ns(
         py: Python<'_>,
         call: &str,
@@ -115,9 +168,10 @@ pub mod bench {
         iterations: u64,
         library: Option<String>,
         working_set: u64,
+        mapped: bool,
     ) -> PyResult<f64> {
         let call = Call::from_name(call).map_err(to_py)?;
-        let plan = Plan { call, len: length, iterations, library, working_set };
+        let plan = Plan { call, len: length, iterations, library, working_set, mapped };
         py.detach(|| core::medium_ns(&plan)).map_err(to_py)
     }
 }

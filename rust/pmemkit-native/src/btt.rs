@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use pmemkit_core::block::Stack;
 use pmemkit_core::btt as core;
+use pmemkit_core::error::{Error, Kind};
 use pyo3::prelude::*;
 
 use crate::block::Device;
@@ -81,9 +82,9 @@ impl MapScan {
 
 /// `start`, `external_lbasize`, `external_nlba`, `internal_lbasize`, `internal_nlba`, `nfree`,
 /// `dataoff`, `mapoff`, `logoff`, and whether the arena is in error.
-type Numbers = (u64, u32, u32, u32, u32, u32, u64, u64, u64, bool);
+pub(crate) type Numbers = (u64, u32, u32, u32, u32, u32, u64, u64, u64, bool);
 
-fn geometry(numbers: Numbers) -> core::Geometry {
+pub(crate) fn geometry(numbers: Numbers) -> core::Geometry {
     let (start, external_lbasize, external_nlba, internal_lbasize, internal_nlba, ..) = numbers;
     let (.., nfree, dataoff, mapoff, logoff, in_error) = numbers;
     core::Geometry {
@@ -100,6 +101,22 @@ fn geometry(numbers: Numbers) -> core::Geometry {
     }
 }
 
+/// Victim, period, seed.
+pub(crate) type Levelling = (String, u32, u64);
+
+pub(crate) fn levelling(wanted: Option<Levelling>) -> PyResult<Option<core::Levelling>> {
+    let Some((victim, period, seed)) = wanted else { return Ok(None) };
+    let victim = match victim.as_str() {
+        "random" => core::Victim::Random,
+        "least-worn" => core::Victim::LeastWorn,
+        _ => {
+            let text = format!("levelling {victim:?} is none of random, least-worn");
+            return Err(to_py(Error::new(Kind::Invalid, "open", text)));
+        }
+    };
+    Ok(Some(core::Levelling { period, victim, seed }))
+}
+
 /// The arenas of a namespace.
 #[pyclass(frozen, module = "pmemkit._native.btt")]
 pub struct Engine {
@@ -109,23 +126,33 @@ pub struct Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (medium, arenas, *, read_only = false, strict = false))]
+    #[pyo3(signature = (medium, arenas, *, read_only = false, strict = false, levelling = None))]
     fn new(
         py: Python<'_>,
         medium: &Bound<'_, Medium>,
         arenas: Vec<Numbers>,
         read_only: bool,
         strict: bool,
+        levelling: Option<Levelling>,
     ) -> PyResult<Self> {
         let medium = medium.get().inner.clone();
         let geometries: Vec<_> = arenas.into_iter().map(geometry).collect();
-        let options = core::Options { read_only, strict, ..core::Options::default() };
+        let options = core::Options {
+            read_only,
+            strict,
+            levelling: self::levelling(levelling)?,
+            ..core::Options::default()
+        };
         let opened = py.detach(|| core::Btt::open(medium, &geometries, options));
         Ok(Engine { inner: Arc::new(opened.map_err(to_py)?) })
     }
 
     fn device(&self) -> Device {
         Device { stack: Stack::new(self.inner.clone()) }
+    }
+
+    fn relocations(&self) -> u64 {
+        self.inner.arenas().map(core::Arena::relocations).sum()
     }
 
     fn validate(&self, py: Python<'_>) -> PyResult<Vec<String>> {

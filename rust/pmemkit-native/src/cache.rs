@@ -86,6 +86,7 @@ pub fn options(
         dirty_most,
         flush_age: flush_age.map(seconds_of).transpose()?,
         heed_pressure,
+        plant: core::Plant::asked_for(),
         ..core::Options::new(size)
     })
 }

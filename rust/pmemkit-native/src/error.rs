@@ -30,6 +30,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     kwargs.set_item("errno", error.errno())?;
     kwargs.set_item("op", error.op)?;
     kwargs.set_item("offset", error.offset)?;
+    kwargs.set_item("moved", error.moved)?;
     Ok(PyErr::from_value(class.call((error.to_string(),), Some(&kwargs))?))
 }
 

@@ -47,9 +47,15 @@ impl Session {
     }
 }
 
+/// Marks this thread, and those it starts, as ones that write-back waits for.
+#[pyfunction]
+fn allocate_without_write_back() {
+    core::allocate_without_write_back();
+}
+
 /// The submodule `fuse`.
 #[pymodule]
 pub mod fuse {
     #[pymodule_export]
-    use super::Session;
+    use super::{allocate_without_write_back, Session};
 }

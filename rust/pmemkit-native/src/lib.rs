@@ -7,13 +7,20 @@ mod block;
 mod btt;
 mod buffer;
 mod cache;
+mod dax;
+mod direct;
 mod error;
 mod formats;
+mod frames;
 mod fuse;
 mod media;
+mod memory;
 mod nbd;
+mod numpy;
 mod reader;
 mod recording;
+mod remote;
+mod sg;
 
 use pyo3::prelude::*;
 
@@ -29,18 +36,32 @@ mod _native {
     #[pymodule_export]
     use crate::btt::btt;
     #[pymodule_export]
+    use crate::dax::dax;
+    #[pymodule_export]
+    use crate::direct::direct;
+    #[pymodule_export]
     use crate::formats::formats;
+    #[pymodule_export]
+    use crate::frames::frames;
     #[pymodule_export]
     use crate::fuse::fuse;
     #[pymodule_export]
     use crate::media::media;
     #[pymodule_export]
+    use crate::memory::memory;
+    #[pymodule_export]
     use crate::nbd::nbd;
+    #[pymodule_export]
+    use crate::remote::remote;
+    #[pymodule_export]
+    use crate::sg::sg;
 
     #[pymodule_export]
     const BUILD_PROFILE: &str = if cfg!(debug_assertions) { "debug" } else { "release" };
     #[pymodule_export]
     const PLANTED_FAULTS: bool = cfg!(feature = "planted-faults");
+    #[pymodule_export]
+    const NO_PAGE_MAP: bool = cfg!(feature = "no-page-map");
 
     #[pyfunction]
     fn version() -> &'static str {

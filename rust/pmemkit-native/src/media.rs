@@ -4,7 +4,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use pmemkit_core::error::{Error, Kind, Result};
-use pmemkit_core::media::{self as core, Granularity, Store};
+use pmemkit_core::media::{self as core, Cause, Granularity, Store};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -15,7 +16,11 @@ use crate::error::to_py;
 const HOLD_GIL_MAX: u64 = 4096;
 
 /// Runs `work` without the GIL unless it copies little.
-fn run<T: Send>(py: Python<'_>, len: u64, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+pub fn run<T: Send>(
+    py: Python<'_>,
+    len: u64,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
     let result = if len > HOLD_GIL_MAX { py.detach(work) } else { work() };
     result.map_err(to_py)
 }
@@ -36,6 +41,18 @@ fn how_from(name: &str) -> PyResult<Store> {
         "cached" => Ok(Store::Cached),
         "nontemporal" => Ok(Store::NonTemporal),
         _ => Err(refuse(format!("{name:?} is not one of auto, cached, nontemporal"))),
+    }
+}
+
+impl Medium {
+    /// Runs `work` without the GIL unless it copies little, from where nobody is waited for.
+    fn run<T: Send>(
+        &self,
+        py: Python<'_>,
+        len: u64,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> PyResult<T> {
+        run(py, if self.inner.blocks() { u64::MAX } else { len }, work)
     }
 }
 
@@ -71,6 +88,21 @@ impl Medium {
         self.inner.granularity().name()
     }
 
+    #[getter]
+    fn map_unit(&self) -> u64 {
+        self.inner.map_unit()
+    }
+
+    #[getter]
+    fn loads_by_mapping(&self) -> bool {
+        self.inner.loads_by_mapping()
+    }
+
+    #[getter]
+    fn stores_by_mapping(&self) -> bool {
+        self.inner.stores_by_mapping()
+    }
+
     fn __len__(&self) -> usize {
         self.inner.len() as usize
     }
@@ -85,7 +117,9 @@ impl Medium {
         PyBytes::new_with(py, length.0 as usize, |bytes| {
             let target = bytes.as_mut_ptr() as usize;
             // SAFETY: the new object has `length` bytes, and nobody else has seen it yet.
-            run(py, length.0, || unsafe { self.inner.load(offset.0, target as *mut u8, length.0) })
+            self.run(py, length.0, || unsafe {
+                self.inner.load(offset.0, target as *mut u8, length.0)
+            })
         })
     }
 
@@ -93,7 +127,7 @@ impl Medium {
         let held = Held::new(target, true)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.load(offset.0, address.get(), len) })?;
+        self.run(py, len, || unsafe { self.inner.load(offset.0, address.get(), len) })?;
         Ok(len)
     }
 
@@ -109,23 +143,23 @@ impl Medium {
         let held = Held::new(data, false)?;
         let (address, len) = (held.address(), held.len());
         // SAFETY: `held` keeps the bytes in place.
-        run(py, len, || unsafe { self.inner.store(offset.0, address.get(), len, how) })
+        self.run(py, len, || unsafe { self.inner.store(offset.0, address.get(), len, how) })
     }
 
     fn zero(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
-        run(py, length.0, || self.inner.zero(offset.0, length.0))
+        self.run(py, length.0, || self.inner.zero(offset.0, length.0))
     }
 
-    fn load_u64(&self, offset: Bytes) -> PyResult<u64> {
-        self.inner.load_u64(offset.0).map_err(to_py)
+    fn load_u64(&self, py: Python<'_>, offset: Bytes) -> PyResult<u64> {
+        self.run(py, 8, || self.inner.load_u64(offset.0))
     }
 
-    fn store_u64(&self, offset: Bytes, value: u64) -> PyResult<()> {
-        self.inner.store_u64(offset.0, value).map_err(to_py)
+    fn store_u64(&self, py: Python<'_>, offset: Bytes, value: u64) -> PyResult<()> {
+        self.run(py, 8, || self.inner.store_u64(offset.0, value))
     }
 
     fn flush(&self, py: Python<'_>, offset: Bytes, length: Bytes) -> PyResult<()> {
-        run(py, length.0, || self.inner.flush(offset.0, length.0))
+        self.run(py, length.0, || self.inner.flush(offset.0, length.0))
     }
 
     fn fence(&self) {
@@ -136,7 +170,7 @@ impl Medium {
         if self.inner.sync_blocks() {
             return py.detach(|| self.inner.persist(offset.0, length.0)).map_err(to_py);
         }
-        run(py, length.0, || self.inner.persist(offset.0, length.0))
+        self.run(py, length.0, || self.inner.persist(offset.0, length.0))
     }
 
     fn sync(&self, py: Python<'_>) -> PyResult<()> {
@@ -159,11 +193,34 @@ impl Medium {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.inner.stats();
         let dict = PyDict::new(py);
-        dict.set_item("bytes_stored", stats.bytes_stored)?;
+        dict.set_item("bytes_stored", stats.bytes_stored())?;
         dict.set_item("flushes", stats.flushes)?;
         dict.set_item("fences", stats.fences)?;
         dict.set_item("syncs", stats.syncs)?;
         Ok(dict)
+    }
+
+    fn written<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        for (cause, written) in Cause::ALL.iter().zip(self.inner.stats().written) {
+            dict.set_item(cause.name(), (written.bytes, written.lines))?;
+        }
+        Ok(dict)
+    }
+
+    fn set_counting(&self, on: bool) {
+        self.inner.set_counting(on);
+    }
+
+    #[pyo3(signature = (block_size, *, every = 1))]
+    fn count_blocks(&self, block_size: u64, every: u32) -> PyResult<()> {
+        self.inner.count_blocks(block_size, every).map_err(to_py)
+    }
+
+    fn block_counts<'py>(&self, py: Python<'py>) -> Option<(u64, Bound<'py, PyBytes>)> {
+        let (block_size, counts) = py.detach(|| self.inner.block_counts())?;
+        let bytes: Vec<u8> = counts.iter().flat_map(|each| each.to_le_bytes()).collect();
+        Some((block_size, PyBytes::new(py, &bytes)))
     }
 }
 
@@ -189,6 +246,15 @@ pub mod media {
     use super::{Medium, Port};
     #[pymodule_export]
     use crate::recording::Recording;
+
+    #[pyfunction]
+    fn exchange_cause(cause: &str) -> PyResult<&'static str> {
+        let found = Cause::ALL.into_iter().find(|each| each.name() == cause);
+        let Some(cause) = found else {
+            return Err(PyValueError::new_err(format!("{cause:?} is no cause of writes")));
+        };
+        Ok(pmemkit_core::media::exchange_cause(cause).name())
+    }
 
     #[pyfunction]
     fn port() -> Port {

@@ -6,16 +6,25 @@ Submodules are attributes: write ``from pmemkit._native import block``.
 from . import bench as bench
 from . import block as block
 from . import btt as btt
+from . import dax as dax
+from . import direct as direct
 from . import formats as formats
+from . import frames as frames
 from . import fuse as fuse
 from . import media as media
+from . import memory as memory
 from . import nbd as nbd
+from . import remote as remote
+from . import sg as sg
 
 BUILD_PROFILE: str
 """``"debug"`` or ``"release"``; benchmarks refuse anything but the latter."""
 
 PLANTED_FAULTS: bool
 """True for a build that carries planted durability faults (a test's build, never a user's)."""
+
+NO_PAGE_MAP: bool
+"""True for a build in which making a page map ends the process (a test's build, never a user's)."""
 
 def version() -> str:
     """Version of the core, equal to the package's."""

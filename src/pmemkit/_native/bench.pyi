@@ -1,6 +1,7 @@
 """Timing loops that must not run in Python. Used by ``pmem bench``; refuse debug builds there."""
 
 import os
+from collections.abc import Sequence
 from typing import final
 
 from typing_extensions import Buffer
@@ -42,6 +43,41 @@ def cache_simulate(
     """Runs a trace through the cache's own replacement, without bytes: uses, hits, blocks written to
     media. A use has 16 bytes, little-endian: block (8), second (4), nonzero for a write (4)."""
 
+def lifetime(
+    arenas: Sequence[tuple[int, int, int, int, int, int, int, int, int, bool]],
+    workload: Buffer,
+    rating: int,
+    *,
+    rounds: int = ...,
+    levelling: tuple[str, int, int] | None = None,
+) -> tuple[int, int, int, bool, list[tuple[int, str, int | None]], list[int]]:
+    """Writes the sectors of a workload (4 bytes each, little-endian), again and again or ``rounds``
+    times, with the engine of mode sector on media that have counters in place of bytes, until a
+    block was written ``rating`` times. Arenas as for ``btt.Engine``, all of one size.
+
+    Gives the writes until then; those until all blocks are worn out if they are at once; the
+    sectors that levelling moved; whether a block wore out; for each kind of line of the metadata
+    ``(bytes, "map" or "log", writes until the first wore out)``; and how often each block was
+    written."""
+
+def frames_ns(
+    pattern: str,
+    order: int,
+    threads: int,
+    count: int,
+    *,
+    library: str | None = None,
+    magazines: bool = True,
+    persistent: bool = False,
+) -> tuple[float, float]:
+    """Nanoseconds of one get and one put of ``2**order`` frames, while so many threads each do
+    ``count``.
+
+    ``pattern``: ``bulk`` (all are taken, then all put in the same order), ``random`` (put in a
+    random order), ``pair`` (each is put at once; the pair's time is told as that of the get). With
+    ``library`` (a path or soname) ``malloc`` and ``free`` of that library do it instead of ours. With
+    ``persistent`` the page map is one that a power failure does not take; it is not flushed."""
+
 def medium_ns(
     call: str,
     length: int,
@@ -49,9 +85,11 @@ def medium_ns(
     *,
     library: str | None = None,
     working_set: int = 1 << 26,
+    mapped: bool = False,
 ) -> float:
     """Median-of-batches nanoseconds of one call over populated memory, walking a working set.
 
     ``call``: ``copy_persist`` (copy and make durable, cache-line granularity), ``persist`` (dirty
-    one byte a line, then write back and fence). With ``library`` (a path or soname of libpmem) the
+    one byte a line, then write back and fence), ``persist_clean`` (the same of clean lines). With
+    ``mapped`` it is a call of a mapping and not of its medium. With ``library`` (a path or soname of libpmem) the
     loop calls ``pmem_memcpy_persist`` / ``pmem_persist`` of that library instead of ours."""

@@ -15,6 +15,10 @@ class Engine:
     which counts from the medium. A sector is old or new after a power failure. A write is durable
     when it returns; on media of granularity ``page`` only with ``strict``, which pays for a sync at
     each ordering point. Raises ``Corrupt`` for a log that cannot be trusted.
+
+    ``levelling`` is ``(victim, period, seed)``: now and then, at most once in ``period`` writes of a
+    lane, the content of a sector goes to a worn block, and its fresh one to those that are written.
+    ``victim`` is ``random`` or ``least-worn``, which counts the writes of each block in 4 bytes.
     """
 
     def __new__(
@@ -24,9 +28,13 @@ class Engine:
         *,
         read_only: bool = False,
         strict: bool = False,
+        levelling: tuple[str, int, int] | None = None,
     ) -> Engine: ...
     def device(self) -> Device:
         """The sectors as a block device."""
+
+    def relocations(self) -> int:
+        """Sectors that levelling has moved since this was opened."""
 
     def validate(self) -> list[str]:
         """Walks every arena: each block must belong to one sector or one lane. What is wrong, in

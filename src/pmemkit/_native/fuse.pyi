@@ -29,3 +29,7 @@ class Session:
     def wait_unused(self, seconds: float) -> bool:
         """Waits until nobody has the file open, or ``serve`` has ended; ``False`` after so many
         seconds."""
+
+def allocate_without_write_back() -> None:
+    """Marks this thread, and those it starts from now on, as ones that the write-back of others
+    waits for: memory they ask for is not won by write-back that would wait for them."""

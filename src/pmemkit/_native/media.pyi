@@ -37,6 +37,18 @@ class Medium:
     def granularity(self) -> str:
         """``byte``, ``cacheline`` or ``page``."""
 
+    @property
+    def map_unit(self) -> int:
+        """Bytes of the pages it is mapped in."""
+
+    @property
+    def loads_by_mapping(self) -> bool:
+        """True when the kernel may be handed the mapping to send from."""
+
+    @property
+    def stores_by_mapping(self) -> bool:
+        """True when the kernel may be handed the mapping to receive into."""
+
     def __len__(self) -> int: ...
     def read(self, offset: int, length: int) -> bytes: ...
     def readinto(self, offset: int, target: Buffer) -> int: ...
@@ -60,6 +72,22 @@ class Medium:
     def resize(self, length: int) -> None: ...
     def stats(self) -> dict[str, int]:
         """``bytes_stored``, ``flushes``, ``fences``, ``syncs`` since the medium was made."""
+
+    def written(self) -> dict[str, tuple[int, int]]:
+        """Bytes stored since the medium was made, and the lines of 64 bytes that they touched, by
+        cause: ``data``, ``map``, ``log``, ``info``, ``zeroing``, ``write_back``, ``levelling``."""
+
+    def set_counting(self, on: bool) -> None:
+        """Counts what is stored, or does not: for whoever measures what counting costs."""
+
+    def count_blocks(self, block_size: int, *, every: int = 1) -> None:
+        """From now on counts the lines written to each block of ``block_size`` bytes, a power of
+        two, for one in ``every`` stores of a thread, which stands for all. Once for a medium, which
+        has at most 2^24 blocks; ``NotSupported`` where nobody counts."""
+
+    def block_counts(self) -> tuple[int, bytes] | None:
+        """The size of a block and a little-endian u32 for each, which stays at its end once it is
+        there; ``None`` where blocks are not counted."""
 
 def map_file(
     fd: int,
@@ -88,6 +116,10 @@ def bad_blocks(
     that covers a part of it is refused. What was cleared goes to the file behind the descriptor
     ``record``, which is duplicated, as a line of JSON; ``base`` is added to the offset there.
     """
+
+def exchange_cause(cause: str) -> str:
+    """What this thread stores has this cause from now on; gives the one before. See
+    :func:`pmemkit.media.wear.caused_by`."""
 
 def map_sync_granted(fd: int) -> bool:
     """True when the kernel grants a ``MAP_SYNC`` mapping of this file."""

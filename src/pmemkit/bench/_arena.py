@@ -1,6 +1,6 @@
-"""The largest arena of mode sector, full: every sector written once, in a random order.
+"""Arenas to be measured: one in shared memory, populated, and the largest one there is, full.
 
-What this does not do: populate the data; its map alone has half a gigabyte.
+What this does not do: populate the data of the largest one; its map alone has half a gigabyte.
 """
 
 import os
@@ -11,19 +11,47 @@ from uuid import UUID
 
 from pmemkit._native import media
 from pmemkit.formats import btt
+from pmemkit.formats.layout import Clear
 
 if TYPE_CHECKING:
+    from pmemkit._native.block import Channel
     from pmemkit._native.media import Medium
 
-__all__ = ["NOBODY", "full_arena"]
+__all__ = ["NOBODY", "full_arena", "sector_pool"]
 
 NOBODY: Final = UUID(int=0)
 """The parent of an arena without a label."""
 
 
+def sector_pool(size: int, sector_size: int) -> "tuple[Medium, Channel]":
+    """A namespace of mode sector in shared memory of granularity ``cacheline``, each sector written
+    once."""
+    from pmemkit.storage.sector import open_sectors
+
+    fd = media.memfd("pmemkit-bench")
+    try:
+        os.ftruncate(fd, size)
+        medium = media.map_file(fd, size, granularity="cacheline")
+    finally:
+        os.close(fd)
+    for group in btt.fresh_layout(
+        size, sector_size, version="2.0", uuid=UUID(int=1), parent_uuid=NOBODY
+    ):
+        for write in group:
+            if not isinstance(write, Clear):
+                medium.write(*write)
+    engine = open_sectors(medium, version=(2, 0), parent_uuid=NOBODY)
+    channel = engine.device().channel()
+    once = b"\x5a" * (1 << 20)
+    for offset in range(0, channel.size, len(once)):
+        channel.write(offset, once[: channel.size - offset])
+    return medium, channel
+
+
 @contextmanager
 def full_arena(sector_size: int) -> "Iterator[tuple[Medium, btt.Arena, Any]]":
-    """The medium, the arena on it, and its map entries as a NumPy array."""
+    """The medium, the arena on it, and its map entries as a NumPy array. Every sector was written
+    once, in a random order."""
     import numpy as np
 
     size = btt.ARENA_SIZE_MAX

@@ -5,11 +5,13 @@ CloudPhysics (``version,time,op,size,lbn``, sectors of 512 bytes, op ``2a`` a wr
 whoever has it.
 """
 
+import argparse
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BLOCK", "read_csv", "synthetic"]
+__all__ = ["BLOCK", "add_trace_option", "read_csv", "synthetic"]
 
 BLOCK = 4096
 _SECTOR = 512
@@ -59,3 +61,15 @@ def synthetic(name: str, blocks: int, uses: int, seed: int = 1) -> Any:
         elif name == "loop":
             trace["block"][start : start + stride] = blocks + run
     return trace
+
+
+def add_trace_option(parser: argparse.ArgumentParser) -> None:
+    """Where the recorded trace is."""
+    named = os.environ.get("PMEMKIT_TRACE")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        default=Path(named) if named else None,
+        metavar="FILE",
+        help="cloudPhysicsIO.csv of libCacheSim ($PMEMKIT_TRACE)",
+    )

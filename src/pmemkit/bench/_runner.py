@@ -53,6 +53,8 @@ def refuse_debug_build() -> None:
         )
     if _native.PLANTED_FAULTS:
         raise InvalidArgument("this build of the core has planted faults: measure a plain one")
+    if _native.NO_PAGE_MAP:
+        raise InvalidArgument("this build of the core has no page map: measure a plain one")
 
 
 def parse_options(

@@ -18,10 +18,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from pmemkit import _native
-from pmemkit.bench._arena import NOBODY, full_arena
+from pmemkit.bench._arena import NOBODY, full_arena, sector_pool
 from pmemkit.bench._runner import (
     Options,
     Report,
@@ -31,7 +30,6 @@ from pmemkit.bench._runner import (
 )
 from pmemkit.errors import PmemError
 from pmemkit.formats import btt
-from pmemkit.formats.layout import Clear
 
 if TYPE_CHECKING:
     from pmemkit._native.bench import Sectors
@@ -48,30 +46,10 @@ _NS_GUESS = 1500
 """Of one operation; it only decides how many a run has."""
 
 
-@contextmanager
-def _ours(sector_size: int) -> "Iterator[Sectors]":
+def _ours(sector_size: int) -> "Sectors":
     """A namespace of mode sector in shared memory, every sector written once."""
-    from pmemkit.storage.sector import open_sectors
-
-    fd = _native.media.memfd("pmemkit-bench")
-    try:
-        os.ftruncate(fd, _POOL_SIZE)
-        medium = _native.media.map_file(fd, _POOL_SIZE, granularity="cacheline")
-    finally:
-        os.close(fd)
-    nobody = UUID(int=0)
-    layout = btt.fresh_layout(
-        _POOL_SIZE, sector_size, version="2.0", uuid=UUID(int=1), parent_uuid=nobody
-    )
-    for group in layout:
-        for write in group:
-            if not isinstance(write, Clear):
-                medium.write(*write)
-    channel = open_sectors(medium, version=(2, 0), parent_uuid=nobody).device().channel()
-    once = b"\x5a" * (1 << 20)
-    for offset in range(0, channel.size, len(once)):
-        channel.write(offset, once[: channel.size - offset])
-    yield _native.bench.Sectors.channel(channel)
+    _, channel = sector_pool(_POOL_SIZE, sector_size)
+    return _native.bench.Sectors.channel(channel)
 
 
 @contextmanager
@@ -82,12 +60,12 @@ def _libpmemblk(sector_size: int) -> "Iterator[Sectors]":
 
 
 def _measure(report: Report, options: Options, sector_size: int, peer: bool) -> None:
-    with _ours(sector_size) as ours:
-        floor = _native.bench.Sectors.floor(_POOL_SIZE, sector_size)
-        _cases(report, options, sector_size, ours, floor, "floor")
+    floor = _native.bench.Sectors.floor(_POOL_SIZE, sector_size)
+    _cases(report, options, sector_size, _ours(sector_size), floor, "floor")
+    del floor
     if peer:
-        with _ours(sector_size) as ours, _libpmemblk(sector_size) as theirs:
-            _cases(report, options, sector_size, ours, theirs, "libpmemblk")
+        with _libpmemblk(sector_size) as theirs:
+            _cases(report, options, sector_size, _ours(sector_size), theirs, "libpmemblk")
 
 
 def _cases(

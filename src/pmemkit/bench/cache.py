@@ -12,18 +12,15 @@ or without libcachesim, those cases are left out.
 What this does not do: take clients into account; suite ``nbd`` has them.
 """
 
-import argparse
 import importlib
-import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pmemkit import _native
-from pmemkit.bench._blocks import BLOCK, read_csv, synthetic
+from pmemkit.bench._blocks import BLOCK, add_trace_option, read_csv, synthetic
 from pmemkit.bench._runner import (
     Options,
     Report,
@@ -184,20 +181,9 @@ def _media_writes(report: Report, options: Options, trace: Any) -> None:
             report.add(name, "blocks", [ours], [uncached], "uncached", less_is_better=True)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    named = os.environ.get("PMEMKIT_TRACE")
-    parser.add_argument(
-        "--trace",
-        type=Path,
-        default=Path(named) if named else None,
-        metavar="FILE",
-        help="cloudPhysicsIO.csv of libCacheSim ($PMEMKIT_TRACE)",
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the suite; the exit status is that of the first error."""
-    options, found = parse_options("cache", arguments, runs=9, seconds=0.3, more=_options)
+    options, found = parse_options("cache", arguments, runs=9, seconds=0.3, more=add_trace_option)
     traces = {
         name: synthetic(name, _SYNTHETIC_BLOCKS, _SYNTHETIC_USES)
         for name in ("zipf", "scan", "loop")

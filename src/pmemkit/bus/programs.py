@@ -93,6 +93,9 @@ def run_program(argv: Sequence[str], *, timeout_seconds: float = 60, given: byte
         raise Busy(f"{what} had not ended after {timeout_seconds:g} seconds", op=argv[0]) from None
     except BaseException:
         process.kill()
+        # Whoever cleans up afterwards must not do so while it is still at work.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_GRACE_SECONDS)
         raise
     if process.returncode != 0:
         raise _failure(argv, process.returncode, complained or printed)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from pmemkit.bus.declarations import Declaration, load_declarations
 from pmemkit.bus.evidence_health import health_of_machine
-from pmemkit.bus.evidence_kernel import find_region, region_names, verdict_of
-from pmemkit.bus.nature import Verdict
+from pmemkit.bus.evidence_kernel import find_region, region_names, region_of_device, verdict_of
+from pmemkit.bus.image import ImageNamespace
+from pmemkit.bus.nature import Verdict, image_evidence, judge
 from pmemkit.bus.programs import Run, run_program
 from pmemkit.errors import InvalidArgument
 
-__all__ = ["machine_verdicts"]
+__all__ = ["machine_verdicts", "verdict_at"]
 
 
 def machine_verdicts(
@@ -47,3 +48,15 @@ def machine_verdicts(
         dev: verdict_of(region, sysfs, proc, declared, health) for dev, region in found.items()
     }
     return verdicts, notes
+
+
+def verdict_at(path: str, here: ImageNamespace | None) -> tuple[Verdict | None, list[str]]:
+    """What is at a path by nature, with notes: a namespace of a machine file or image, or a device
+    of this machine; ``None`` for a file that is neither."""
+    if here is not None:
+        return judge(image_evidence(here.region)), []
+    region = region_of_device(path)
+    if region is None:
+        return None, []
+    verdicts, notes = machine_verdicts([region])
+    return next(iter(verdicts.values())), notes

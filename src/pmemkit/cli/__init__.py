@@ -38,9 +38,13 @@ COMMANDS = {
     "read-infoblock": ("show_infoblock:run_read", "info blocks as JSON"),
     "write-infoblock": ("show_infoblock:run_write", "make a PFN or DAX info block"),
     "serve": ("serve_exports", "serve regions over NBD"),
+    "export-region": ("export_region", "serve regions to other processes, byte by byte"),
     "mount": ("mount_namespace", "a file system on a namespace, mounted (root)"),
     "umount": ("umount_namespace", "unmount what mount mounted"),
+    "wear": ("show_wear", "what was written to an image, and the life that used"),
     "copy": ("copy_bytes", "copy between regions, files, standard input and output"),
+    "memory": ("memory_pool", "the pool of a running program: stat, map, add, remove, blocks"),
+    "top": ("memory_pool:run_top", "a pool's regions and blocks, live"),
     "bench": ("run_bench", "benchmarks against peers"),
 }
 

@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 from pmemkit.errors import PmemError
 from pmemkit.units import parse_size
 
-__all__ = ["add_open_options", "make_parser", "print_json", "size", "typed"]
+__all__ = [
+    "add_levelling_options",
+    "add_open_options",
+    "make_parser",
+    "print_json",
+    "size",
+    "typed",
+]
 
 T = TypeVar("T")
 
@@ -60,6 +67,32 @@ def add_open_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
         default="default",
         help="strict: mode sector on a plain file pays for fdatasync at each ordering point: "
         "sectors are old or new after a power failure of the host too",
+    )
+    parser.add_argument(
+        "--wear",
+        choices=("sampled", "exact", "off"),
+        default="sampled",
+        help="how what is written is counted by block, for pmem wear",
+    )
+
+
+def add_levelling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Options of every command that serves regions."""
+    from pmemkit.storage.levelling import LEVELLING_PERIOD, LEVELLINGS
+
+    parser.add_argument(
+        "--levelling",
+        choices=LEVELLINGS,
+        help="of mode sector: spread the wear of what is written often; worn blocks go to sectors "
+        "at random, or to those whose blocks are least worn (4 bytes of RAM a block); without this "
+        "option it depends on the region, and the choice is printed",
+    )
+    parser.add_argument(
+        "--levelling-period",
+        type=int,
+        default=LEVELLING_PERIOD,
+        metavar="N",
+        help="writes for one that levelling adds, at most: the psi of Start-Gap (%(default)s)",
     )
 
 

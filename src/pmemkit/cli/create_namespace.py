@@ -69,6 +69,12 @@ def add_wish_options(parser: argparse.ArgumentParser, *, mode_required: bool = F
         help="sector: 512, 520, 528, 4096, 4104, 4160 or 4224 (4096); others: 512 or 4096 (512)",
     )
     parser.add_argument(
+        "--arena-size",
+        type=size,
+        help="sector: 16M to 512G, a multiple of 4K (512G); smaller ones have more logs "
+        "and level less; Linux reads them, too",
+    )
+    parser.add_argument(
         "-M", "--map", choices=("mem", "dev"), default="dev", help="where the page map lives (dev)"
     )
     parser.add_argument("-a", "--align", type=size, help="fsdax and devdax: 4K, 2M or 1G (2M)")
@@ -87,6 +93,7 @@ def wish_of(options: argparse.Namespace) -> "Wish":
         name=options.name,
         uuid=options.uuid,
         sector_size=options.sector_size,
+        arena_size=options.arena_size,
         map=options.map,
         align=options.align,
         force=options.force,

@@ -17,14 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pmemkit.cli._common import add_open_options, make_parser, print_json, typed
+from pmemkit.cli._cache import add_cache_options, open_device
+from pmemkit.cli._common import (
+    add_levelling_options,
+    add_open_options,
+    make_parser,
+    print_json,
+    typed,
+)
 from pmemkit.errors import InvalidArgument, PmemError, SystemFailure
+from pmemkit.media.wear import keep_noting
 from pmemkit.storage.layers import Layer, layer_help, parse_layer
 
 if TYPE_CHECKING:
-    from pmemkit.serve.mounting import Wanted
+    from pmemkit.serve.mounting import Served, Wanted
     from pmemkit.serve.mounts import Mounted
-    from pmemkit.storage import BlockDevice
 
 __all__ = ["run"]
 
@@ -32,6 +39,7 @@ _EXAMPLES = """\
   pmem mount disk.img /mnt --mkfs ext4          a new file system; refused where something is
   pmem mount vm.img:namespace0.1 /mnt           one namespace, as its mode has it
   pmem mount disk.img /mnt -o noatime,discard
+  pmem mount vm.img:namespace0.1 /mnt --cache writeback
   pmem mount --list
   pmem umount /mnt"""
 
@@ -96,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--layer", metavar="LAYER", type=typed(parse_layer), action="append", default=[]
     )
+    add_cache_options(parser)
     add_open_options(parser)
+    add_levelling_options(parser)
     parser.add_argument("--foreground", action="store_true", help="do not go into the background")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -115,7 +125,8 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open_device(options: argparse.Namespace, stack: ExitStack) -> "BlockDevice":
+def _open_device(options: argparse.Namespace, stack: ExitStack) -> "Served":
+    from pmemkit.serve.mounting import Served
     from pmemkit.storage import open_region
 
     region = stack.enter_context(
@@ -125,10 +136,17 @@ def _open_device(options: argparse.Namespace, stack: ExitStack) -> "BlockDevice"
             granularity=options.granularity,
             locking=options.locking,
             ordering=options.ordering,
+            wear=options.wear,
+            levelling_period=options.levelling_period,
         )
     )
+    stack.enter_context(keep_noting([region.note_wear]))
     layers = [_anchored(layer) for layer in options.layer]
-    return stack.enter_context(region.device(layers=layers, read_only=options.read_only))
+    opened = open_device(region, "mount", options, layers)
+    stack.enter_context(opened.device)
+    for each in opened.defaults.notes:
+        _say(each)
+    return Served(*opened)
 
 
 def _anchored(layer: Layer) -> Layer:
@@ -144,14 +162,14 @@ def _serve(
 ) -> None:
     from pmemkit.serve.mounting import Stopped, serve_mount
 
-    def open_device(stack: ExitStack) -> "BlockDevice":
-        device = _open_device(options, stack)
+    def open_it(stack: ExitStack) -> "Served":
+        served = _open_device(options, stack)
         # Whatever directory it was started in must not be held.
         os.chdir("/")
-        return device
+        return served
 
     try:
-        serve_mount(wanted, open_device, announce, _complain)
+        serve_mount(wanted, open_it, announce, _say)
     except Stopped:
         raise SystemFailure("stopped before it was mounted", errno=4, op="mount") from None
 
@@ -234,7 +252,7 @@ class _Reporter:
             os.dup2(source, target)
         os.close(nowhere)
         os.close(log)
-        self._say(record.record())
+        self._tell(record.record())
 
     def failed(self, failure: OSError) -> None:
         """It did not come to anything, or came to a bad end, which the log has."""
@@ -242,11 +260,11 @@ class _Reporter:
         path = f"{failure.filename}: " if failure.filename else ""
         text = str(failure) if isinstance(failure, PmemError) else f"{path}{failure.strerror}"
         if self._sender is None:
-            _complain(text)
+            _say(text)
         else:
-            self._say({"failure": {"kind": kind, "message": text}})
+            self._tell({"failure": {"kind": kind, "message": text}})
 
-    def _say(self, what: dict[str, Any]) -> None:
+    def _tell(self, what: dict[str, Any]) -> None:
         if self._sender is not None:
             os.write(self._sender, json.dumps(what).encode())
             os.close(self._sender)
@@ -257,6 +275,9 @@ class _Reporter:
 
 
 def _announce(told: dict[str, Any], options: argparse.Namespace) -> None:
+    for what in ("cache", "levelling"):
+        if told[f"{what}_because"] is not None:
+            _say(f"{told['directory']}: {what} {told[what]}: {told[f'{what}_because']}")
     if options.json:
         print_json(told)
     else:
@@ -270,5 +291,5 @@ def _announce(told: dict[str, Any], options: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
-def _complain(text: str) -> None:
+def _say(text: str) -> None:
     print(f"pmem mount: {text}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from pmemkit.cli._common import make_parser
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("nbd", "medium", "formats", "btt", "cache", "policy")
+SUITES = ("nbd", "medium", "formats", "btt", "cache", "wear", "policy", "frames", "dax")
 
 _EXAMPLES = """\
   pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
@@ -15,7 +15,10 @@ _EXAMPLES = """\
   pmem bench formats            namespaces on 1 TiB, check-namespace against NumPy
   pmem bench btt                sectors against libpmemblk and the floor
   pmem bench cache              hits, hit ratios and media writes against LRU, ARC, S3-FIFO
+  pmem bench wear               lifetimes with levelling and without; what counting costs
   pmem bench policy             planning against parsing
+  pmem bench frames             page frames against jemalloc, mimalloc, glibc
+  pmem bench dax                direct mappings against libpmem, flushing it all, a bare mmap
   pmem bench nbd --help         options of a suite"""
 
 

@@ -17,15 +17,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmemkit.cli._common import add_open_options, make_parser, print_json, size, typed
+from pmemkit.cli._cache import Opened, add_cache_options, open_device
+from pmemkit.cli._common import (
+    add_levelling_options,
+    add_open_options,
+    make_parser,
+    print_json,
+    size,
+    typed,
+)
 from pmemkit.errors import InvalidArgument, SystemFailure
-from pmemkit.storage.caching import CACHE_MODES, describe
-from pmemkit.storage.layers import Layer, layer_help, parse_layer
+from pmemkit.media.wear import keep_noting
+from pmemkit.storage.layers import layer_help, parse_layer
 from pmemkit.units import format_size
 
 if TYPE_CHECKING:
     from pmemkit.serve import Event, Export, Listener
-    from pmemkit.storage import BlockDevice
+    from pmemkit.storage.defaults import Defaults
 
 __all__ = ["default_image", "default_socket", "run"]
 
@@ -38,6 +46,7 @@ _EXAMPLES = """\
   pmem serve - --size 4G                memory; nothing outlives the server
   pmem serve disk.img --layer delay=ops=flush,seconds=0.01 --layer trace=file=trace.txt
   pmem serve disk.img --cache writeback --cache-size 256M
+  pmem serve disk.img:namespace0.0 --levelling least-worn
   pmem serve disk.img --json | jq -r '.uris[0]' | xargs nbdinfo"""
 
 _NOTES = """\
@@ -57,7 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     from pmemkit.serve import NativeTransmission, NbdServer
 
     with ExitStack() as stack:
-        exports = _exports(options, stack)
+        opened = _open_all(options, stack)
+        exports = [_export(name, each, options) for name, each in opened]
         listeners = _listeners(options, stack)
         server = NbdServer(
             exports,
@@ -71,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         # moment later.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
-        _announce(options, exports, listeners)
+        _announce(options, exports, [each.defaults for _, each in opened], listeners)
         server.run(listeners)
     return 0
 
@@ -114,17 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument(
         "--layer", metavar="LAYER", type=typed(parse_layer), action="append", default=[]
     )
-    exporting.add_argument(
-        "--cache",
-        choices=CACHE_MODES,
-        default="off",
-        help="a double buffer in RAM for each export (%(default)s); for clients without a cache of "
-        "their own, and to spare the media writes",
-    )
-    exporting.add_argument(
-        "--cache-size", type=size, metavar="SIZE", help="of each (an eighth of the free memory)"
-    )
+    add_cache_options(exporting)
     add_open_options(exporting)
+    add_levelling_options(exporting)
     transmission = parser.add_argument_group("transmission")
     transmission.add_argument(
         "--no-map", action="store_true", help="copy through a buffer instead of the mapped bytes"
@@ -178,14 +180,13 @@ def default_image() -> Path:
     return Path(data) / "pmemkit" / "default.img"
 
 
-def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
-    from pmemkit.serve import Export
+def _open_all(options: argparse.Namespace, stack: ExitStack) -> list[tuple[str, Opened]]:
+    """Every region that is served, with the name of its export."""
     from pmemkit.storage import open_region
 
     if options.name is not None and len(options.paths) > 1:
         raise InvalidArgument("--name is for a single PATH; write NAME=PATH for each of several")
-    exports = []
-    layers: list[Layer] = options.layer
+    found, notes = [], []
     for name, path, create_size in _named_paths(options):
         # What a client of a read-only export must not do, this process cannot do either.
         region = stack.enter_context(
@@ -196,23 +197,27 @@ def _exports(options: argparse.Namespace, stack: ExitStack) -> "list[Export]":
                 granularity=options.granularity,
                 locking=options.locking,
                 ordering=options.ordering,
+                levelling_period=options.levelling_period,
                 backup_info_block=options.backup_info_block,
+                wear=options.wear,
             )
         )
-        read_only = options.read_only
-        device = region.device(
-            layers=layers,
-            read_only=read_only,
-            cache=options.cache,
-            cache_size=options.cache_size,
-        )
+        notes.append(region.note_wear)
+        opened = open_device(region, "nbd", options, options.layer)
         if options.verbose:
-            stack.callback(_say_cache, name, device)
-        stack.enter_context(device)
-        if region.read_only_because is not None and not read_only:
+            stack.callback(_say_traffic, name, opened)
+        stack.enter_context(opened.device)
+        if region.read_only_because is not None and not options.read_only:
             _say(f"export {name!r} is read-only: {region.read_only_because}")
-        exports.append(Export(name, device, options.description, read_only))
-    return exports
+        found.append((name, opened))
+    stack.enter_context(keep_noting(notes))
+    return found
+
+
+def _export(name: str, opened: Opened, options: argparse.Namespace) -> "Export":
+    from pmemkit.serve import Export
+
+    return Export(name, opened.device, options.description, options.read_only)
 
 
 def _named_paths(options: argparse.Namespace) -> list[tuple[str, str, int | None]]:
@@ -274,11 +279,21 @@ def _listeners(options: argparse.Namespace, stack: ExitStack) -> "list[Listener]
 
 
 def _announce(
-    options: argparse.Namespace, exports: "list[Export]", listeners: "list[Listener]"
+    options: argparse.Namespace,
+    exports: "list[Export]",
+    defaults: "list[Defaults]",
+    listeners: "list[Listener]",
 ) -> None:
+    for export, chosen in zip(exports, defaults, strict=True):
+        _say(f"export {export.name!r}: {chosen}")
+        for each in chosen.notes:
+            _say(each)
     uris = [listener.uri(export.name) for listener in listeners for export in exports]
     if options.json:
-        rows = [{"name": each.name, "size": each.info.size} for each in exports]
+        rows = [
+            {"name": each.name, "size": each.info.size} | chosen.record()
+            for each, chosen in zip(exports, defaults, strict=True)
+        ]
         print_json({"pid": os.getpid(), "uris": uris, "exports": rows})
     else:
         print("\n".join(uris))
@@ -303,10 +318,8 @@ def _print_event(event: "Event") -> None:
     _say(what)
 
 
-def _say_cache(name: str, device: "BlockDevice") -> None:
-    stats = device.cache_stats
-    if stats is not None:
-        _say(f"export {name!r}: cache: {describe(stats)}")
+def _say_traffic(name: str, opened: Opened) -> None:
+    _say(f"export {name!r}: {opened.traffic()}")
 
 
 def _say(text: str) -> None:

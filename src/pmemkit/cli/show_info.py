@@ -4,6 +4,7 @@ import argparse
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pmemkit.cli._common import make_parser, print_json
@@ -109,6 +110,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "nature_because": None if verdict is None else verdict.because,
             "personality": "storage",
             "mode": region.mode,
+            "cache": _caches(region, verdict),
             "granularity": region.granularity,
             "granularity_found": opened.decision.found,
             "why": list(opened.decision.why),
@@ -136,21 +138,22 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def _verdict(path: str, here: "ImageNamespace | None") -> "Verdict | None":
     """What the region is by nature; ``None`` for a file that is no namespace of a machine."""
-    if here is not None:
-        from pmemkit.bus.nature import image_evidence, judge
+    from pmemkit.bus.verdicts import verdict_at
 
-        return judge(image_evidence(here.region))
-    from pmemkit.bus.evidence_kernel import region_of_device
-
-    region = region_of_device(path)
-    if region is None:
-        return None
-    from pmemkit.bus.verdicts import machine_verdicts
-
-    verdicts, notes = machine_verdicts([region])
+    verdict, notes = verdict_at(path, here)
     for each in notes:
         note(each)
-    return next(iter(verdicts.values()))
+    return verdict
+
+
+def _caches(region: "Region", verdict: "Verdict | None") -> dict[str, dict[str, str]]:
+    """Which cache each kind of client gets where nobody asks for another."""
+    from pmemkit.storage.defaults import decide, facts_of
+
+    # It is opened read-only only to be shown.
+    facts = replace(facts_of(region, verdict), read_only=False)
+    nbd, mount = decide(facts, "nbd"), decide(facts, "mount")
+    return {"serve": nbd.record(), "mount": mount.record()}
 
 
 def _atomicity(here: "ImageNamespace | None", granularity: str) -> str:
@@ -269,6 +272,10 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ("atomicity", facts["atomicity"]),
         ("power failure", f"persistence domain {facts['persistence_domain']}"),
         ("mapping", f"{facts['sharing']}, {mapping}, entries of {format_size(facts['page_size'])}"),
+        *(
+            ("cache", f"{each['cache']} with pmem {command}: {each['cache_because']}")
+            for command, each in facts["cache"].items()
+        ),
         ("page tables", f"{tables} when all of it is mapped"),
         ("page map", _page_map_line(facts)),
         (

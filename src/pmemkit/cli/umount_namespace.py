@@ -47,12 +47,13 @@ def run(arguments: Sequence[str]) -> int:
     told, failures = [], []
     for record in found:
         try:
-            gone = unmount(record, lazily=options.lazy, force=options.force)
+            done = unmount(record, lazily=options.lazy, force=options.force)
         except PmemError as failure:
             failure.path = failure.path or record.directory
             failures.append(failure)
             continue
-        told.append({"directory": record.directory, "state": "unmounted" if gone else "in use"})
+        state = {"state": "unmounted" if done.gone else "in use"}
+        told.append({"directory": record.directory} | state | (done.traffic or {}))
     if options.json:
         print_json(told)
     else:

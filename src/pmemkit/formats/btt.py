@@ -161,11 +161,18 @@ class Arena:
         return self.external_nlba * (4096 if self.sector_size >= 4096 else 512)
 
 
-def arenas(size: int, sector_size: int, version: Version) -> tuple[Arena, ...]:
-    """The division that Linux makes of a namespace of ``size`` bytes.
+def arenas(
+    size: int, sector_size: int, version: Version, arena_size: int = ARENA_SIZE_MAX
+) -> tuple[Arena, ...]:
+    """The division that Linux makes of a namespace of ``size`` bytes. With smaller arenas it reads
+    it as well: each info block says where the next arena begins.
 
-    Raises :class:`InvalidArgument` for a sector size it has not, or a namespace below 16 MiB.
+    Raises :class:`InvalidArgument` for a sector or arena size it has not, or a namespace below
+    16 MiB.
     """
+    if not ARENA_SIZE_MIN <= arena_size <= ARENA_SIZE_MAX or arena_size % _PAGE:
+        text = f"an arena size of {arena_size} is no multiple of 4096 from 16 MiB to 512 GiB"
+        raise InvalidArgument(text, op="create")
     if sector_size not in SECTOR_SIZES:
         choices = ", ".join(str(each) for each in SECTOR_SIZES)
         raise InvalidArgument(f"a sector size of {sector_size} is none of {choices}", op="create")
@@ -179,7 +186,7 @@ def arenas(size: int, sector_size: int, version: Version) -> tuple[Arena, ...]:
         raise InvalidArgument(text, op="create")
     found = []
     while rest >= ARENA_SIZE_MIN:
-        part = min(ARENA_SIZE_MAX, rest)
+        part = min(arena_size, rest)
         rest -= part
         found.append(_arena(start, part, sector_size, rest >= ARENA_SIZE_MIN))
         start += part
@@ -210,7 +217,13 @@ def _arena(start: int, size: int, sector_size: int, more: bool) -> Arena:
 
 
 def fresh_layout(
-    size: int, sector_size: int, *, version: Version, uuid: UUID, parent_uuid: UUID
+    size: int,
+    sector_size: int,
+    *,
+    version: Version,
+    uuid: UUID,
+    parent_uuid: UUID,
+    arena_size: int = ARENA_SIZE_MAX,
 ) -> Iterator[Sequence[tuple[int, bytes] | Clear]]:
     """Groups of writes that make an empty BTT, offsets from the namespace. Each group is durable
     before the next begins; the info block of the first arena is the last write of all, so that a
@@ -219,7 +232,7 @@ def fresh_layout(
     The data area is cleared too where that is cheap: sectors that were never written read what
     lies there.
     """
-    divided = arenas(size, sector_size, version)
+    divided = arenas(size, sector_size, version, arena_size)
     for arena in reversed(divided):
         info = BttInfo(
             signature=SIGNATURE,

@@ -22,9 +22,11 @@ What this does not do: devices, whose bad blocks the kernel keeps.
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pmemkit.errors import Corrupt, InvalidArgument
+from pmemkit.files import sync_directory
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
@@ -87,8 +89,11 @@ def note(image: str, event: Literal["inject", "uninject", "clear"], run: BadRun)
     """Writes an event down, durably."""
     line = json.dumps({event: run._asdict()})
     with _opened_journal(image) as journal:
+        new = os.fstat(journal.fileno()).st_size == 0
         os.write(journal.fileno(), f"\n{line}\n".encode())
         os.fsync(journal.fileno())
+        if new:
+            sync_directory(Path(journal_path(image)).parent)
 
 
 def clip(runs: Iterable[BadRun], start: int, size: int) -> tuple[BadRun, ...]:

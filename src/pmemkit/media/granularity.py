@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Granularity = Literal["byte", "cacheline", "page"]
-Backing = Literal["file", "block device", "device dax", "memfd", "hugetlb", "anonymous"]
+Backing = Literal["file", "block device", "device dax", "memfd", "hugetlb", "anonymous", "remote"]
 
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 """The finest first."""
@@ -96,7 +96,10 @@ def decide(
     ``PMEM2_FORCE_GRANULARITY``. Where the outcome is coarser than ``required`` it is
     :class:`NotSupported`.
     """
-    if fd is None:
+    if backing == "remote":
+        found, granted, why = _of_remote(override)
+        forced, forced_by = None, ""
+    elif fd is None:
         found, granted, why = _of_memory(override)
         forced, forced_by = None, ""
     else:
@@ -119,6 +122,14 @@ def _of_memory(override: str | None) -> tuple[Granularity, bool, list[str]]:
         text = f"anonymous memory is always byte, not {override}; memfd:SIZE takes an override"
         raise NotSupported(text)
     return "byte", False, ["Anonymous memory: nothing outlives the process, so nothing is flushed."]
+
+
+def _of_remote(override: str | None) -> tuple[Granularity, bool, list[str]]:
+    """A region of another process."""
+    if override is not None and parse_granularity(override) != "page":
+        text = f"a remote region is always page, not {override}: a commit makes it durable"
+        raise NotSupported(text)
+    return "page", False, ["A region of another process: a store is durable after a commit there."]
 
 
 def _of_file(backing: Backing, fd: int, platform: Platform) -> tuple[Granularity, bool, list[str]]:

@@ -72,10 +72,20 @@ class LinuxPlatform:
         device = self._device_directory(fd)
         if device is None or "ndbus" not in str(device):
             return None
-        for place in (device, *device.parents):
-            if _REGION.fullmatch(place.name):
-                return _text(place / "persistence_domain") or "unknown"
-        return "unknown"
+        region = self._region_directory(device)
+        return (region and _text(region / "persistence_domain")) or "unknown"
+
+    def deep_flush_control(self, fd: int) -> Path | None:
+        """The file that flushes the memory controllers of the nvdimm region under this file."""
+        device = self._device_directory(fd)
+        region = self._region_directory(device) if device is not None else None
+        control = region / "deep_flush" if region is not None else None
+        return control if control is not None and control.exists() else None
+
+    @staticmethod
+    def _region_directory(device: Path) -> Path | None:
+        places = (device, *device.parents)
+        return next((place for place in places if _REGION.fullmatch(place.name)), None)
 
     def device_dax_size(self, fd: int) -> int | None:
         """Bytes of a device DAX; ``None`` for any other character device."""

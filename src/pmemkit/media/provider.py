@@ -2,7 +2,7 @@
 
 A path may be a regular file (on a DAX mount too), a block device or a device DAX. A spec is
 memory: ``anonymous:SIZE``, ``memfd:SIZE`` or ``hugetlb:SIZE``; write ``./memfd:1G`` for a file that
-has such a name.
+has such a name. ``remote+unix://`` and ``remote+tcp://`` name a region of another process.
 
 Invariants:
 1. A file that is open for writing here is locked against every other opening through this module,
@@ -11,6 +11,7 @@ Invariants:
 2. A block device is opened exclusively for writing, so one that is mounted is :class:`Busy`.
 3. Every failure is a class of :mod:`pmemkit.errors` with the path in it.
 4. An image fails where its list of bad blocks says so (:mod:`pmemkit.media.badblocks`).
+5. What is stored to an image is counted, and noted beside it (:mod:`pmemkit.media.wear`).
 
 What this does not do: create files, read what is on the media.
 """
@@ -20,6 +21,7 @@ import io
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pmemkit.errors import Busy, InvalidArgument, NoSpace, NotSupported, PmemError, ReadOnly
@@ -28,12 +30,22 @@ from pmemkit.media.badblocks import with_bad_blocks
 from pmemkit.media.granularity import Backing, Decision, Platform, decide
 from pmemkit.media.lock import lock
 from pmemkit.media.platform import LinuxPlatform
+from pmemkit.media.wear import Counting, Tracker
 from pmemkit.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
+    from pmemkit._native.remote import Client
 
-__all__ = ["Locking", "OpenedMedium", "failure_of", "memory_spec", "open_medium"]
+__all__ = [
+    "Locking",
+    "OpenedMedium",
+    "failure_of",
+    "is_remote",
+    "memory_spec",
+    "names_no_file",
+    "open_medium",
+]
 
 Locking = Literal["on", "off"]
 
@@ -63,6 +75,16 @@ def memory_spec(path: str) -> tuple[Backing, str] | None:
     return (backing, size) if backing is not None and size else None
 
 
+def is_remote(path: str) -> bool:
+    """True for the address of a region that another process serves."""
+    return path.startswith("remote+")
+
+
+def names_no_file(path: str) -> bool:
+    """True for a spec: memory, or a region of another process."""
+    return memory_spec(path) is not None or is_remote(path)
+
+
 def failure_of(cause: OSError, op: str, path: str) -> PmemError:
     """A failed system call as one of our errors, with the path in it."""
     if isinstance(cause, PmemError):
@@ -90,6 +112,10 @@ class OpenedMedium:
     file: io.FileIO | None
     part: tuple[int, int] | None = None
     """Offset and length of the range that was opened; ``None`` for all of it."""
+    wear: Tracker | None = None
+    """Counts what is stored; ``None`` for what is not an image, or is not written."""
+    client: "Client | None" = None
+    """The connection to a region of another process."""
 
     @property
     def resizable(self) -> bool:
@@ -111,11 +137,37 @@ class OpenedMedium:
         try:
             medium = _map(self.file.fileno(), size, self.decision, self.read_only)
             self.medium = _judged(medium, self.backing, self.path, self.part, self.read_only)
+            if self.wear is not None:
+                self.wear.note()
+                self.wear.follow(self.medium, size)
         except OSError as cause:
             raise failure_of(cause, "refresh", self.path) from cause
 
+    def map_part(self, offset: int, length: int, read_only: bool) -> "Medium":
+        """Maps a range of a file or device once more, on its own."""
+        if self.file is None:
+            raise NotSupported("is memory that is mapped once", op="map", path=self.path)
+        start = (self.part[0] if self.part is not None else 0) + offset
+        part = (start, length)
+        medium = _map(self.file.fileno(), length, self.decision, read_only, part)
+        return _judged(medium, self.backing, self.path, part, read_only)
+
+    def sync_file(self) -> None:
+        """Waits until the file's data and length are durable."""
+        if self.file is not None:
+            os.fdatasync(self.file.fileno())
+
+    def deep_flush_control(self) -> Path | None:
+        """The file of sysfs that flushes the memory controllers of its region, where it is a device
+        DAX or a disk of one."""
+        return None if self.file is None else LinuxPlatform().deep_flush_control(self.file.fileno())
+
     def close(self) -> None:
-        """Closes the descriptor."""
+        """Notes what was written, and closes the descriptor or the connection."""
+        if self.wear is not None:
+            self.wear.note()
+        if self.client is not None:
+            self.client.close()
         if self.file is not None:
             self.file.close()
 
@@ -129,8 +181,10 @@ def open_medium(
     locking: Locking = "on",
     platform: Platform | None = None,
     part: tuple[int, int] | None = None,
+    wear: Counting = "sampled",
 ) -> OpenedMedium:
     """Opens and maps a file, a device or memory; with ``part`` only ``(offset, length)`` of it.
+    ``wear`` says how what is stored to an image is counted by block.
 
     ``granularity`` overrides what the platform says (so do ``PMEMKIT_GRANULARITY`` and libpmem2's
     ``PMEM2_FORCE_GRANULARITY``); ``required_granularity`` refuses what would be coarser.
@@ -138,6 +192,8 @@ def open_medium(
     path = os.fspath(path_or_spec)
     if locking not in ("on", "off"):
         raise InvalidArgument(f"locking is on or off, not {locking!r}", op="open", path=path)
+    if is_remote(path):
+        return _open_remote(path, granularity, required_granularity, read_only)
     memory = memory_spec(path)
     file: io.FileIO | None = None
     try:
@@ -165,6 +221,10 @@ def open_medium(
         medium = _map(fd, size, decision, read_only, part)
         medium = _judged(medium, backing, path, part, read_only)
         volatile, domain = _persistence(backing, fd, asked)
+        tracker = None
+        if file is not None and backing == "file" and not read_only:
+            whole = _size_of(file.fileno(), backing, path)
+            tracker = Tracker(path, whole, part[0] if part else 0, medium, wear)
     except BaseException as cause:
         if file is not None:
             file.close()
@@ -172,7 +232,38 @@ def open_medium(
             raise failure_of(cause, "open", path) from cause
         raise
     return OpenedMedium(
-        medium, path, backing, read_only, decision, volatile, domain, locked, file, part
+        medium, path, backing, read_only, decision, volatile, domain, locked, file, part, tracker
+    )
+
+
+def _open_remote(
+    path: str, granularity: str | None, required: str | None, read_only: bool
+) -> OpenedMedium:
+    """A region of another process: whatever it is there, here only a commit makes it durable."""
+    # Not before it is needed: sockets take their time to load.
+    from pmemkit.media.remote import connect
+
+    decision = decide(
+        "remote",
+        None,
+        LinuxPlatform(),
+        override=granularity,
+        environment={},
+        required=required,
+    )
+    connected = connect(path, read_only=read_only)
+    answer = connected.answer
+    return OpenedMedium(
+        connected.client.medium,
+        path,
+        "remote",
+        read_only,
+        decision,
+        "its server says that it is" if answer.volatile else None,
+        answer.domain,
+        False,
+        None,
+        client=connected.client,
     )
 
 

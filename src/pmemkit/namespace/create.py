@@ -60,6 +60,8 @@ class Wish:
     name: str = ""
     uuid: UUID | None = None
     sector_size: int | None = None
+    arena_size: int | None = None
+    """Of mode sector: how it is divided, so that each part has its own log."""
     map: Literal["mem", "dev"] = "dev"
     align: int | None = None
     force: bool = False
@@ -83,6 +85,11 @@ class Wish:
             raise InvalidArgument(
                 f"an alignment of {self.align} bytes is none of {choices}", op="create"
             )
+        if self.arena_size is not None:
+            if self.mode != "sector":
+                raise InvalidArgument(f"mode {self.mode} has no arenas", op="create")
+            # Refuses what nothing could be divided into.
+            btt.arenas(btt.ARENA_SIZE_MAX, btt.SECTOR_SIZES[0], "2.0", self.arena_size)
         choices_of: dict[str, tuple[int, ...]] = {
             "sector": btt.SECTOR_SIZES,
             "raw": (512, 4096),
@@ -250,7 +257,12 @@ def _content(
                 "2.0" if region.labelled and region.span.version != (1, 1) else "1.1"
             )
             yield from btt.fresh_layout(
-                size, wish.sector_size, version=version, uuid=uuids.uuid4(), parent_uuid=parent
+                size,
+                wish.sector_size,
+                version=version,
+                uuid=uuids.uuid4(),
+                parent_uuid=parent,
+                arena_size=wish.arena_size or btt.ARENA_SIZE_MAX,
             )
         case "fsdax" | "devdax":
             require_start(region, start, force=wish.force)

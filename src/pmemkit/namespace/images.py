@@ -19,6 +19,7 @@ from pmemkit.errors import Closed
 from pmemkit.formats.labels import Write
 from pmemkit.formats.layout import Clear
 from pmemkit.media.provider import Locking, failure_of, open_medium
+from pmemkit.media.wear import caused_by
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
@@ -128,7 +129,9 @@ def open_images(
         readers: list[tuple[Reader, int]] = []
         for number, spec in enumerate(machine.dimms):
             if number in chosen:
-                opened = open_medium(spec.path, granularity=granularity, locking=locking)
+                opened = open_medium(
+                    spec.path, granularity=granularity, locking=locking, wear="off"
+                )
                 stack.callback(opened.close)
                 media[number] = opened.medium
                 readers.append((_reader(media, number), len(opened.medium)))
@@ -138,6 +141,7 @@ def open_images(
                 readers.append((read, size))
         # What was found keeps its readers; they must not keep the medium, and so the lock, alive.
         stack.callback(media.clear)
+        stack.enter_context(caused_by("info"))
         yield Images(machine, media, readers)
 
 

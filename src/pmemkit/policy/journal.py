@@ -36,12 +36,13 @@ import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pmemkit.errors import Busy, Corrupt, InvalidArgument, NoSpace
+from pmemkit.files import sync_directory
 from pmemkit.media.provider import failure_of
 from pmemkit.policy.model import Entry, Plan, Step, as_plain
 from pmemkit.policy.plain import from_plain
@@ -262,7 +263,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             draft.rename(path)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
         return name
 
     def _fetch(self, name: str) -> bytes:
@@ -307,7 +308,7 @@ class Writer:
                     raise
                 os.fsync(fd)
             if record == "begin":
-                _sync_directory(self.journal.directory)
+                sync_directory(self.journal.directory)
         except OSError as cause:
             raise failure_of(cause, "journal", str(self._path)) from cause
 
@@ -400,7 +401,7 @@ def _make_directory(path: Path) -> None:
     missing = [each for each in (path, *path.parents) if not each.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for each in missing:
-        _sync_directory(each.parent)
+        sync_directory(each.parent)
     status = path.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         text = (
@@ -417,12 +418,3 @@ def _holder(fd: int) -> str:
         return "another process is changing this machine"
     command = words[1].strip() if len(words) > 1 else "an unknown command"
     return f"process {words[0]} is changing this machine ({command})"
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with suppress(InterruptedError):
-            os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,9 +7,11 @@ its last user: so whoever unmounts the mount point, and be it the machine's shut
 loop device go, and with it the FUSE file, and with that this server.
 
 Invariants:
-1. Whatever fails, or stops it, while it is set up, all that was put up is taken down again.
+1. Whatever fails, or stops it, while it is set up, all that was put up is taken down again. A
+   signal is minded between steps, and while a file system is made.
 2. The server ends only when nobody has the FUSE file open, or when it is told to stop twice.
-3. Before it ends, the device is flushed; what failed then is kept for whoever unmounts.
+3. Before it ends, the device is flushed; what failed then, and what went to media meanwhile, is
+   kept for whoever unmounts.
 
 What this does not do: daemonise, talk to the user (:mod:`pmemkit.cli.mount_namespace`).
 """
@@ -17,22 +19,23 @@ What this does not do: daemonise, talk to the user (:mod:`pmemkit.cli.mount_name
 import os
 import queue
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from pmemkit.bus.programs import run_program
 from pmemkit.errors import Busy, InvalidArgument, NotSupported, PmemError, SystemFailure
 from pmemkit.serve import mounts
 from pmemkit.serve.fuse_export import FuseExport
 from pmemkit.serve.mounts import Mounted
-from pmemkit.storage import BlockDevice
+from pmemkit.storage import BlockDevice, Region
+from pmemkit.storage.defaults import Defaults
 from pmemkit.storage.signatures import Signature, identify
 
-__all__ = ["Stopped", "Wanted", "check_machine", "serve_mount"]
+__all__ = ["Served", "Stopped", "Wanted", "check_machine", "serve_mount"]
 
 _MKFS = {"ext4": (["mkfs.ext4", "-q"], "-F"), "xfs": (["mkfs.xfs", "-q"], "-f")}
 _MKFS_SECONDS = 600.0
@@ -53,6 +56,21 @@ class Wanted:
     force: bool = False
     options: str | None = None
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is under the file system."""
+
+    region: Region
+    device: BlockDevice
+    defaults: Defaults
+
+    def traffic(self) -> dict[str, Any]:
+        """What media were given, and what the cache did if there is one."""
+        stats = self.device.cache_stats
+        media = {"media": self.region.medium.stats()}
+        return media if stats is None else media | {"cache": stats}
 
 
 class Stopped(BaseException):
@@ -79,26 +97,34 @@ def check_machine(wanted: Wanted) -> None:
 
 def serve_mount(
     wanted: Wanted,
-    open_device: Callable[[ExitStack], BlockDevice],
+    open_device: Callable[[ExitStack], Served],
     announce: Callable[[Mounted], None],
     say: Callable[[str], None],
 ) -> None:
     """Mounts, announces it, and serves until it is unmounted. For the main thread of a process of
     its own: SIGTERM and SIGINT unmount it, and a second one cuts what is left."""
-    _on_stop(_raise_stopped)
+    from pmemkit._native import fuse
+
+    stop = _Stop()
+    _on_stop(stop)
+    # Before there is a cache, whose thread writes back what the mounted file system waits for.
+    fuse.allocate_without_write_back()
     with ExitStack() as stack:
-        device = open_device(stack)
-        found = identify(device.read, device.size)
+        served = open_device(stack)
+        found = identify(served.device.read, served.device.size)
         _check_contents(wanted, found)
-        server = _Server(wanted, device, _record(wanted, device).claim())
+        server: _Server | None = None
         try:
+            with stop.later():
+                server = _Server(wanted, served, _record(wanted, served).claim(), stop)
             server.set_up(found)
             server.listen()
             announce(server.record)
             server.wait(say)
         finally:
             _on_stop(lambda *_: None)
-            server.take_down()
+            if server is not None:
+                server.take_down()
 
 
 def _on_stop(handler: Callable[[int, FrameType | None], None]) -> None:
@@ -106,11 +132,33 @@ def _on_stop(handler: Callable[[int, FrameType | None], None]) -> None:
         signal.signal(number, handler)
 
 
-def _raise_stopped(_number: int, _frame: FrameType | None) -> None:
-    raise Stopped
+class _Stop:
+    """The handler of signals while it is set up: raises :class:`Stopped`, once; not in the middle
+    of a step that would then be done without anybody who knows of it."""
+
+    def __init__(self) -> None:
+        self._waits = self._told = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self._waits:
+            self._told = True
+        else:
+            self._waits = True
+            raise Stopped
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A step that is done whole: what comes meanwhile is raised at its end."""
+        self._waits = True
+        yield
+        self._waits = False
+        if self._told:
+            self._waits = True
+            raise Stopped
 
 
-def _record(wanted: Wanted, device: BlockDevice) -> Mounted:
+def _record(wanted: Wanted, served: Served) -> Mounted:
+    device = served.device
     unit = device.channel().block_size_min
     sector_size = max(unit, _SECTOR_SIZES[0])
     if sector_size not in _SECTOR_SIZES:
@@ -125,6 +173,7 @@ def _record(wanted: Wanted, device: BlockDevice) -> Mounted:
         place=str(mounts.place_of(wanted.directory)),
         sector_size=sector_size,
         read_only=wanted.read_only or "write" not in device.capabilities,
+        **served.defaults.record(),
     )
 
 
@@ -141,27 +190,31 @@ def _check_contents(wanted: Wanted, found: Signature | None) -> None:
 class _Server:
     """One mount, from its record on."""
 
-    def __init__(self, wanted: Wanted, device: BlockDevice, record: Mounted) -> None:
+    def __init__(self, wanted: Wanted, served: Served, record: Mounted, stop: _Stop) -> None:
         self.record = record
+        self._stop = stop
         self._wanted = wanted
-        self._device = device
+        self._served = served
+        self._device = served.device
         self._export: FuseExport | None = None
         self._events: queue.SimpleQueue[Literal["unused", "stop"]] = queue.SimpleQueue()
 
     def set_up(self, found: Signature | None) -> None:
         """FUSE file, loop device, file system; the record says how far it came."""
         wanted, record = self._wanted, self.record
-        self._export = FuseExport(self._device, record.fuse_directory, record.name)
         size, read_only = record.sector_size, record.read_only
-        loop = mounts.attach_loop(record.fuse_file, sector_size=size, read_only=read_only)
-        record = self.record = record.save(loop=loop)
+        with self._stop.later():
+            self._export = FuseExport(self._device, record.fuse_directory, record.name)
+            loop = mounts.attach_loop(record.fuse_file, sector_size=size, read_only=read_only)
+            record = self.record = record.save(loop=loop)
         if mounts.attribute_of(loop, "loop/dio") != "1":
             raise NotSupported(f"{loop} does no direct I/O on a FUSE file here", op="mount")
         if wanted.mkfs is not None:
             words, force = _MKFS[wanted.mkfs]
             words = [*words, *([force] if wanted.force else []), loop]
             run_program(words, timeout_seconds=_MKFS_SECONDS)
-        self._mount(loop, found)
+        with self._stop.later():
+            self._mount(loop, found)
         # From here on it goes with its last user.
         mounts.release_loop(loop)
         filesystem = wanted.mkfs or (found.name if found is not None else None)
@@ -208,6 +261,7 @@ class _Server:
             ended = self._export is None or self._export.join(_JOIN_SECONDS)
             if "flush" in self._device.capabilities:
                 self._device.flush()
+            self.record.save_traffic(self._served.traffic())
             if not ended:
                 text = "cut while it was in use: what programs had not synced is lost"
                 raise Busy(text, op="umount", path=self.record.directory)

@@ -7,6 +7,7 @@ runtime directory::
         state.json                  who serves what, where
         disk/                       the FUSE mount, with one file
         log                         what the server said
+        traffic.json                what went to media, written when all is unmounted
         failure.json                why it ended, if it did not end well
 
 Invariants:
@@ -31,7 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pmemkit.errors as errors
 from pmemkit.bus.programs import run_program
@@ -39,6 +40,7 @@ from pmemkit.errors import Busy, InvalidArgument, PmemError, SystemFailure
 
 __all__ = [
     "Mounted",
+    "Unmounted",
     "attach_loop",
     "attribute_of",
     "device_at",
@@ -61,7 +63,7 @@ _DETACH_SECONDS = 10.0
 _LAZY_SECONDS = 0.3
 """How long an unused file system may take to go before it counts as used."""
 _POLL_SECONDS = 0.01
-_STATE, _FAILURE, _DISK = "state.json", "failure.json", "disk"
+_STATE, _FAILURE, _TRAFFIC, _DISK = "state.json", "failure.json", "traffic.json", "disk"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,10 @@ class Mounted:
     read_only: bool = False
     made: bool = False
     mounted: bool = False
+    cache: str = "off"
+    cache_because: str = ""
+    levelling: str = "off"
+    levelling_because: str | None = None
 
     @property
     def fuse_directory(self) -> Path:
@@ -110,6 +116,7 @@ class Mounted:
         try:
             (temporary / _DISK).mkdir(mode=0o700)
             (temporary / _STATE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+            (temporary / _TRAFFIC).touch()
             # A directory takes the place of an empty one only.
             temporary.rename(final)
         except OSError as failure:
@@ -135,6 +142,15 @@ class Mounted:
     def remove(self) -> None:
         """The end of the record."""
         shutil.rmtree(self.place, ignore_errors=True)
+
+    def save_traffic(self, traffic: dict[str, Any]) -> None:
+        """Leaves what went to media for whoever unmounts, who has the file open by then."""
+        with contextlib.suppress(OSError):  # There is no room for it; nothing else is lost.
+            (Path(self.place) / _TRAFFIC).write_text(json.dumps(traffic), encoding="utf-8")
+
+    def open_traffic(self) -> IO[str]:
+        """What :meth:`save_traffic` writes can be read from it, also after the record's end."""
+        return (Path(self.place) / _TRAFFIC).open(encoding="utf-8")
 
     def save_failure(self, failure: PmemError) -> None:
         """Keeps why the server ended for whoever unmounts."""
@@ -305,31 +321,52 @@ def dismantle(record: Mounted) -> None:
         _umount_somehow(place)
 
 
+@dataclass(frozen=True, slots=True)
+class Unmounted:
+    """What came of unmounting."""
+
+    gone: bool
+    """False: lazily unmounted, it is served until its last user is gone."""
+    traffic: dict[str, Any] | None = None
+    """What went to media since it was mounted; ``None`` where its server did not come to say."""
+
+
 def unmount(
     record: Mounted, *, lazily: bool = False, force: bool = False, seconds: float = 60.0
-) -> bool:
-    """Unmounts a file system; its server flushes, ends and takes its record with it. False: lazily
-    unmounted, it goes on until its last user is gone.
+) -> Unmounted:
+    """Unmounts a file system; its server flushes, ends and takes its record with it.
 
     A server that died is cleaned up after. ``force`` kills one that does not answer: what was not
     flushed is lost. Raises :class:`Busy` where the file system is in use, and what the server
     ended with.
     """
-    if force and record.alive:
-        os.kill(record.pid, signal.SIGKILL)
-        _wait(lambda: not record.alive, seconds)
-    if record.alive:
-        _ask(record, lazily)
-        if not _wait(lambda: not record.alive, _LAZY_SECONDS if lazily else seconds):
-            if lazily:
-                return False
-            raise _still(record, seconds)
-    failure = record.failure()
-    dismantle(record)
-    record.remove()
-    if failure is not None and not force:
-        raise failure
-    return True
+    with contextlib.ExitStack() as stack:
+        told = None
+        with contextlib.suppress(FileNotFoundError):
+            told = stack.enter_context(record.open_traffic())
+        if force and record.alive:
+            os.kill(record.pid, signal.SIGKILL)
+            _wait(lambda: not record.alive, seconds)
+        if record.alive:
+            _ask(record, lazily)
+            if not _wait(lambda: not record.alive, _LAZY_SECONDS if lazily else seconds):
+                if lazily:
+                    return Unmounted(gone=False)
+                raise _still(record, seconds)
+        failure = record.failure()
+        dismantle(record)
+        record.remove()
+        if failure is not None and not force:
+            raise failure
+        return Unmounted(gone=True, traffic=_traffic_in(told))
+
+
+def _traffic_in(told: IO[str] | None) -> dict[str, Any] | None:
+    try:
+        traffic: dict[str, Any] | None = json.loads(told.read()) if told is not None else None
+    except ValueError:
+        return None  # Its server did not come to write it, or not all of it.
+    return traffic
 
 
 def _ask(record: Mounted, lazily: bool) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "StreamSource",
     "StreamTarget",
     "Target",
+    "ZeroSource",
     "copy",
     "verify",
 ]
@@ -94,36 +95,56 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceSource:
-    """A block device. Its holes are not read."""
+    """A block device, or ``length`` bytes of it from ``start``. Its holes are not read."""
 
     device: BlockDevice
+    start: int = 0
+    length: int | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of the device."""
-        return self.device.size
+        """Bytes of the range."""
+        return self.device.size - self.start if self.length is None else self.length
+
+    def runs(self) -> Iterator[tuple[int, int, bool]]:
+        """Offset in the range, length, and whether it is a hole, in order."""
+        for at in range(self.start, self.start + self.size, _WINDOW_SIZE):
+            length = min(_WINDOW_SIZE, self.start + self.size - at)
+            for extent in self.device.extents(at, length):
+                yield extent.offset - self.start, extent.length, extent.kind == "hole"
 
     def pieces(self, buffer: bytearray) -> Iterator[Piece]:
         """The extents in order, data in parts that fit the buffer."""
         view = memoryview(buffer)
-        for start in range(0, self.device.size, _WINDOW_SIZE):
-            length = min(_WINDOW_SIZE, self.device.size - start)
-            for extent in self.device.extents(start, length):
-                if extent.kind == "hole":
-                    yield Piece(extent.offset, extent.length, True)
-                    continue
-                end = extent.offset + extent.length
-                for offset in range(extent.offset, end, len(buffer)):
-                    part = min(len(buffer), end - offset)
-                    self.device.readinto(offset, view[:part])
-                    yield Piece(offset, part, False)
+        for start, length, hole in self.runs():
+            if hole:
+                yield Piece(start, length, True)
+                continue
+            for offset in range(start, start + length, len(buffer)):
+                part = min(len(buffer), start + length - offset)
+                self.device.readinto(self.start + offset, view[:part])
+                yield Piece(offset, part, False)
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroSource:
+    """Zeroes without end, cut to a size."""
+
+    size: int
+
+    def pieces(self, buffer: bytearray) -> Iterator[Piece]:
+        """Holes."""
+        for start in range(0, self.size, _GROWTH_SIZE):
+            yield Piece(start, min(_GROWTH_SIZE, self.size - start), True)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSource:
-    """A descriptor that is read to its end."""
+    """A descriptor that is read to its end, or for ``length`` bytes, without the first ``skip``."""
 
     fd: int
+    skip: int = 0
+    length: int | None = None
 
     @property
     def size(self) -> None:
@@ -133,41 +154,58 @@ class StreamSource:
     def pieces(self, buffer: bytearray) -> Iterator[Piece]:
         """Buffers as full as the stream makes them."""
         view = memoryview(buffer)
+        left = self.skip
+        while left:
+            filled = self._fill(view[:left])
+            left -= filled
+            if filled == 0:
+                return
         offset = 0
-        while True:
-            filled = 0
-            while filled < len(buffer):
-                count = os.readv(self.fd, [view[filled:]])
-                if count == 0:
-                    break
-                filled += count
+        while self.length is None or offset < self.length:
+            room = view if self.length is None else view[: self.length - offset]
+            filled = self._fill(room)
             if filled:
                 yield Piece(offset, filled, False)
                 offset += filled
-            if filled < len(buffer):
+            if filled < len(room):
                 return
+
+    def _fill(self, view: memoryview) -> int:
+        """As many bytes as the stream has, up to the length of the view."""
+        filled = 0
+        while filled < len(view):
+            count = os.readv(self.fd, [view[filled:]])
+            if count == 0:
+                break
+            filled += count
+        return filled
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceTarget:
-    """A block device. ``fresh``: it was just made, so it reads as zeroes already."""
+    """A block device from ``start`` on. ``fresh``: it was just made and reads as zeroes already."""
 
     device: BlockDevice
     fresh: bool = False
+    start: int = 0
 
     @property
     def size(self) -> int:
-        """Bytes of the device."""
-        return self.device.size
+        """Bytes from the start to the end of the device."""
+        return max(self.device.size - self.start, 0)
+
+    def check_room(self, size: int) -> None:
+        """Refuses what does not fit, before anything is written."""
+        _check_room(size, self.size)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Writes bytes."""
-        self.device.write(offset, data)
+        self.device.write(self.start + offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """Punches a hole, or writes zeroes."""
         if not self.fresh:
-            self.device.zero(offset, length)
+            self.device.zero(self.start + offset, length)
 
     def finish(self, size: int) -> None:
         """Flushes."""
@@ -175,9 +213,13 @@ class DeviceTarget:
 
 
 class GrowingTarget:
-    """A new file that grows with what arrives. It is cut to its size at the end."""
+    """A new file that grows with what arrives, from byte ``start`` on. It is cut to its size at the
+    end."""
 
-    def __init__(self, region: Region, layers: Sequence[str | Layer] = ()) -> None:
+    def __init__(
+        self, region: Region, layers: Sequence[str | Layer] = (), *, start: int = 0
+    ) -> None:
+        self.start = start
         self._region = region
         self._layers = layers
         self.device = region.device(layers=layers)
@@ -200,18 +242,18 @@ class GrowingTarget:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Writes bytes, after making room for them."""
-        end = offset + len(data)
+        end = self.start + offset + len(data)
         if end > self.device.size:
             # Doubling keeps the number of mappings that were outgrown small.
             self._resize(max(end, 2 * self.device.size, _GROWTH_SIZE))
-        self.device.write(offset, data)
+        self.device.write(self.start + offset, data)
 
     def zero(self, offset: int, length: int) -> None:
         """A new file is zeroes already."""
 
     def finish(self, size: int) -> None:
         """Cuts the file to what arrived and makes it durable."""
-        self._resize(size)
+        self._resize(self.start + size)
         self.device.flush()
 
     def _resize(self, size: int) -> None:
@@ -294,9 +336,8 @@ def copy(
     """
     if buffer_size < 1:
         raise InvalidArgument(f"a buffer of {buffer_size} bytes holds nothing")
-    if source.size is not None and target.size is not None and source.size > target.size:
-        text = f"the target has room for {target.size} bytes only, the source has {source.size}"
-        raise NoSpace(f"{text}; nothing was written", op="copy")
+    if source.size is not None and target.size is not None:
+        _check_room(source.size, target.size)
     report = CopyReport()
     try:
         buffer = bytearray(buffer_size)
@@ -312,6 +353,12 @@ def copy(
     except (OSError, KeyboardInterrupt) as cause:
         raise CopyFailed(report, cause) from cause
     return report
+
+
+def _check_room(size: int, room: int) -> None:
+    if size > room:
+        text = f"the target has room for {room} bytes only, the source has {size}"
+        raise NoSpace(f"{text}; nothing was written", op="copy")
 
 
 def _parts(piece: Piece, buffer: bytearray, detect_zeroes: bool) -> Iterator[Piece]:
@@ -353,13 +400,19 @@ def _digest(data: memoryview) -> bytes:
 
 
 def verify(
-    report: CopyReport, device: BlockDevice, *, progress: Callable[[int], None] = lambda done: None
+    report: CopyReport,
+    device: BlockDevice,
+    *,
+    start: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Reads the target back; :class:`MediaError` names the first range that differs."""
+    """Reads the target back, which began at byte ``start``; :class:`MediaError` names the first
+    range that differs."""
     buffer = bytearray(max([BUFFER_SIZE, *(each[1] for each in report.digests if each[2])]))
     view = memoryview(buffer)
     done = 0
-    for offset, length, digest in report.digests:
+    for copied, length, digest in report.digests:
+        offset = start + copied
         if digest is None:
             _verify_zeroes(device, offset, length, buffer)
         else:

@@ -11,12 +11,14 @@ What this does not do: repair (:mod:`pmemkit.namespace.check_btt`), or read and 
 core does).
 """
 
+import secrets
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import UUID
 
 from pmemkit.errors import Corrupt, InvalidArgument, MediaError
 from pmemkit.formats import btt
 from pmemkit.storage.btt_reader import read_infos
+from pmemkit.storage.levelling import LEVELLING_PERIOD, Levelling
 
 if TYPE_CHECKING:
     from pmemkit._native.block import Device
@@ -43,6 +45,10 @@ class Sectors(NamedTuple):
         """The sectors as a block device."""
         return self.engine.device()
 
+    def relocations(self) -> int:
+        """Sectors that levelling has moved."""
+        return self.engine.relocations()
+
     def validate(self) -> list[str]:
         """Walks every arena; what is wrong, in sentences."""
         return self.engine.validate()
@@ -55,6 +61,8 @@ def open_sectors(
     parent_uuid: UUID,
     read_only: bool = False,
     ordering: Ordering = "default",
+    levelling: Levelling = "off",
+    levelling_period: int = LEVELLING_PERIOD,
     backup_info_block: bool = False,
 ) -> Sectors:
     """The engine over a medium that is the whole namespace. Raises :class:`Corrupt` where an info
@@ -75,7 +83,11 @@ def open_sectors(
         arenas = [_numbers(start, info) for start, info in infos]
         flagged = [number for number, (_, info) in enumerate(infos) if info.flags & 1]
         read_only = read_only or len(flagged) == len(infos)
-        engine = core.Engine(medium, arenas, read_only=read_only, strict=ordering == "strict")
+        # Another seed each time: who opens it often does not begin with the same blocks.
+        level = (levelling, levelling_period, secrets.randbits(64)) if levelling != "off" else None
+        engine = core.Engine(
+            medium, arenas, read_only=read_only, strict=ordering == "strict", levelling=level
+        )
         return Sectors(engine, _because(flagged))
     except (Corrupt, MediaError) as error:
         error.message += "; pmem check-namespace says more, and repairs it with --repair"

@@ -5,6 +5,7 @@
 - :class:`RecordedDevice` and :func:`check_streams`: durability under power failure, on the
   recording medium ``pmemkit._native.media.Recording`` (here as :class:`Recording`).
 - :func:`check_change`: a change of namespaces or labels on an image, under the same failures.
+- :class:`ProviderSuite`: the conformance suite of providers of memory.
 - :func:`noop_stack` and :func:`traced_stack`: stacks of layers that change nothing.
 - :class:`TransmissionClient`: the server's own path to the media, without a handshake.
 
@@ -33,6 +34,7 @@ from pmemkit.testing.transmission import TransmissionClient
 if TYPE_CHECKING:
     from pmemkit.testing.device_suite import DeviceSuite
     from pmemkit.testing.images import check_change
+    from pmemkit.testing.provider_suite import ProviderSuite
     from pmemkit.testing.state_machine import device_state_machine
 
 Recording = _media.Recording
@@ -40,6 +42,7 @@ Recording = _media.Recording
 _LATE = {
     "DeviceSuite": "device_suite",
     "check_change": "images",
+    "ProviderSuite": "provider_suite",
     "device_state_machine": "state_machine",
 }
 
@@ -49,6 +52,7 @@ __all__ = [
     "DeviceSuite",
     "DurabilityError",
     "DurabilityOracle",
+    "ProviderSuite",
     "RecordedDevice",
     "Recording",
     "ReferenceDevice",

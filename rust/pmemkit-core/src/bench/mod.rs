@@ -8,16 +8,22 @@
 //! What this does not do: take turns between the two sides, judge the result, run inside CI.
 
 mod blocks;
+mod frames;
+mod lifetime;
 mod sectors;
 
 use std::ffi::{c_void, CStr, CString};
+use std::sync::Arc;
 use std::time::Instant;
 
+use crate::dax::{Mapping, Options, Tracking};
 use crate::error::{Error, Kind, Result};
 use crate::media::{Granularity, Mapped, Medium, Store};
 use crate::sg::Segment;
 
 pub use blocks::PlainCopy;
+pub use frames::{frames_ns, FramesPlan, Pattern};
+pub use lifetime::{lifetime, Lifetime, Limit};
 pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};
 
 /// Batches of a measurement; the median of their times is the result.
@@ -32,6 +38,8 @@ pub enum Call {
     CopyPersist,
     /// Makes durable what one store a line made dirty.
     Persist,
+    /// Makes durable what is durable already.
+    PersistClean,
 }
 
 impl Call {
@@ -40,8 +48,10 @@ impl Call {
         match name {
             "copy_persist" => Ok(Call::CopyPersist),
             "persist" => Ok(Call::Persist),
+            "persist_clean" => Ok(Call::PersistClean),
             _ => {
-                let text = format!("{name:?} is no call; calls are copy_persist and persist");
+                let text =
+                    format!("{name:?} is no call; calls are copy_persist, persist, persist_clean");
                 Err(Error::new(Kind::Invalid, "bench", text))
             }
         }
@@ -61,11 +71,13 @@ pub struct Plan {
     pub library: Option<String>,
     /// Bytes that the calls walk over.
     pub working_set: u64,
+    /// Call a mapping ([`crate::dax`]) and not the medium itself.
+    pub mapped: bool,
 }
 
 /// The memory that the calls walk over, all of it touched.
 struct Ground {
-    medium: Box<dyn Medium>,
+    medium: Arc<dyn Medium>,
     base: *mut u8,
     source: Vec<u8>,
     len: u64,
@@ -77,6 +89,7 @@ struct Ground {
 pub fn medium_ns(plan: &Plan) -> Result<f64> {
     let ground = Ground::new(plan)?;
     match (&plan.library, plan.call) {
+        (None, call) if plan.mapped => mapped(&ground, call, plan.iterations),
         (None, call) => ours(&ground, call, plan.iterations),
         (Some(name), call) => theirs(&ground, call, plan.iterations, &Library::open(name)?),
     }
@@ -91,9 +104,26 @@ fn ours(ground: &Ground, call: Call, iterations: u64) -> Result<f64> {
             medium.fence();
             Ok(())
         }),
-        Call::Persist => ground.time(iterations, |at, target| {
-            ground.dirty(target);
+        Call::Persist | Call::PersistClean => ground.time(iterations, |at, target| {
+            ground.dirty(call, target);
             medium.persist(at, len)
+        }),
+    }
+}
+
+/// The same through a mapping: its checks, its gate and its tracker come on top.
+fn mapped(ground: &Ground, call: Call, iterations: u64) -> Result<f64> {
+    let size = ground.medium.len();
+    let options = Options { len: size, tracking: Tracking::Kernel, ..Options::default() };
+    let (mapping, len) = (Mapping::new(ground.medium.clone(), options)?, ground.len);
+    match call {
+        // SAFETY: the source has `len` bytes.
+        Call::CopyPersist => ground.time(iterations, |at, _| unsafe {
+            mapping.copy_persist(at, ground.source.as_ptr(), len)
+        }),
+        Call::Persist | Call::PersistClean => ground.time(iterations, |at, target| {
+            ground.dirty(call, target);
+            mapping.persist(at, len)
         }),
     }
 }
@@ -112,13 +142,13 @@ fn theirs(ground: &Ground, call: Call, iterations: u64, library: &Library) -> Re
                 Ok(())
             })
         }
-        Call::Persist => {
+        Call::Persist | Call::PersistClean => {
             let persist = library.symbol(c"pmem_persist")?;
             // SAFETY: as above.
             let persist: unsafe extern "C" fn(*const c_void, usize) =
                 unsafe { std::mem::transmute(persist) };
             ground.time(iterations, |_, target| {
-                ground.dirty(target);
+                ground.dirty(call, target);
                 // SAFETY: the range has `len` bytes of memory of ours.
                 unsafe { persist(target.cast(), len) };
                 Ok(())
@@ -139,7 +169,7 @@ impl Ground {
         medium.zero(0, size)?;
         let base = medium.address(&Segment::new(medium.region(), 0, size))?;
         Ok(Ground {
-            medium: Box::new(medium),
+            medium: Arc::new(medium),
             base,
             source: vec![0x5a; plan.len as usize],
             len: plan.len,
@@ -148,8 +178,12 @@ impl Ground {
         })
     }
 
-    /// Stores one byte into every line of a slot.
-    fn dirty(&self, target: *mut u8) {
+    /// Stores one byte into every line of a slot, where the call is to find it dirty.
+    #[inline(always)]
+    fn dirty(&self, call: Call, target: *mut u8) {
+        if call == Call::PersistClean {
+            return;
+        }
         for line in (0..self.len).step_by(LINE as usize) {
             // SAFETY: private memory of ours, within the slot; no file can vanish behind it.
             unsafe { target.add(line as usize).write_volatile(1) };
@@ -219,14 +253,16 @@ mod tests {
 
     fn plan(call: Call, len: u64, library: Option<&str>) -> Plan {
         let library = library.map(str::to_owned);
-        Plan { call, len, iterations: 100, library, working_set: 1 << 16 }
+        Plan { call, len, iterations: 100, library, working_set: 1 << 16, mapped: false }
     }
 
     #[test]
     fn every_call_takes_some_time() {
-        for call in [Call::CopyPersist, Call::Persist] {
+        for call in [Call::CopyPersist, Call::Persist, Call::PersistClean] {
             for len in [1, 64, 100, 4096, 1 << 17] {
-                assert!(medium_ns(&plan(call, len, None)).unwrap() > 0.0);
+                let plan = plan(call, len, None);
+                assert!(medium_ns(&plan).unwrap() > 0.0);
+                assert!(medium_ns(&Plan { mapped: true, ..plan }).unwrap() > 0.0);
             }
         }
     }

@@ -37,13 +37,14 @@ impl Raw {
         }
         let blocks = medium.sync_blocks();
         let flush = if blocks { OpSet::FLUSH } else { OpSet::empty() };
+        let copy = if medium.blocks() { OpSet::READ | OpSet::WRITE } else { OpSet::empty() };
         let info = Info {
             size: medium.len(),
             block_size_min: 1,
             block_size_preferred: FRAME_SIZE as u32,
             payload_size_max: PAYLOAD_SIZE_MAX,
             caps,
-            blocking: OpSet::DISCARD | OpSet::ZERO | OpSet::CACHE | flush,
+            blocking: OpSet::DISCARD | OpSet::ZERO | OpSet::CACHE | flush | copy,
             blocking_fua: blocks,
         };
         Raw { medium, info }

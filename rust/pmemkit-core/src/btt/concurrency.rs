@@ -10,14 +10,14 @@
 #![allow(clippy::print_stdout)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use super::engine::{impersonate, Options};
+use super::engine::{impersonate, Arena, Options};
 use super::explore::checker::Checker;
 use super::fixture::{fresh, geometry, ranged, read_into, recording, soak, write, Dice};
 use super::sync::LINES;
-use super::{Btt, Geometry, Plant, NORMAL, ZERO};
+use super::{Btt, Geometry, Levelling, Plant, Victim, NORMAL, ZERO};
 use crate::block::Op;
 use crate::error::Result;
 use crate::media::crash::Wanted;
@@ -150,10 +150,13 @@ impl Medium for Interrupted {
 /// Reads a sector that is written three times in the middle of each copy: with two lanes its block
 /// would be used again at once. The reader looks without a trace first, and says what it reads
 /// after that; it must find one write, whole, and none older than the last before it began.
-pub fn interrupted_reads(plant: Plant) -> std::result::Result<(), String> {
+pub fn interrupted_reads(
+    plant: Plant,
+    levelling: Option<Levelling>,
+) -> std::result::Result<(), String> {
     let geometry = geometry(SECTOR as u32, 8, 2);
     let medium = Interrupted::new(arena(&geometry));
-    let options = Options { plant, ..Options::default() };
+    let options = Options { plant, levelling, ..Options::default() };
     let device = Arc::new(Btt::open(medium.clone(), &[geometry], options).unwrap());
     let round = Arc::new(AtomicU64::new(0));
     let write_next = {
@@ -316,46 +319,110 @@ impl Drop for StopAtEnd<'_> {
 /// that is older than one which was acknowledged before.
 #[test]
 fn eight_threads_find_no_torn_and_no_stale_sector() {
-    let seconds = if soak() { 30 } else { 1 };
+    let seconds = if soak() { 30.0 } else { 1.0 };
     for sector_size in [512, 4096] {
-        let geometry = geometry(sector_size, SECTORS as u32, LANES);
-        let device = Btt::open(arena(&geometry), &[geometry], Options::default()).unwrap();
-        let shared = Shared {
-            clock: AtomicU64::new(1),
-            under: std::array::from_fn(|_| AtomicU64::new(Under::NONE)),
-            floor: std::array::from_fn(|_| AtomicU64::new(0)),
-            stop: AtomicBool::new(false),
-            counts: [AtomicU64::new(0), AtomicU64::new(0)],
-        };
-        let size = u64::from(sector_size);
-        std::thread::scope(|scope| {
-            let (shared, device) = (&shared, &device);
-            for number in 0..WRITERS.max(READERS) {
-                scope.spawn(move || {
-                    let _stop = StopAtEnd(&shared.stop);
-                    shared.writer(device, number, size);
-                });
-                scope.spawn(move || {
-                    let _stop = StopAtEnd(&shared.stop);
-                    shared.reader(device, number, size);
-                });
-            }
-            let until = Instant::now() + Duration::from_secs(seconds);
-            while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            shared.stop.store(true, Ordering::Relaxed);
-        });
-        let [written, read] = shared.counts.map(AtomicU64::into_inner);
-        println!("sectors of {sector_size}: {written} written, {read} read");
-        assert!(written > 0 && read > 0);
-        assert_eq!(device.validate().unwrap(), Vec::<String>::new());
+        eight_threads(sector_size, None, seconds);
     }
+}
+
+/// The same where many of the writes move other sectors, and those other ones are written and read.
+#[test]
+fn eight_threads_find_none_where_sectors_are_moved() {
+    let seconds = if soak() { 30.0 } else { 0.5 };
+    for (sector_size, victim) in [(512, Victim::LeastWorn), (4096, Victim::Random)] {
+        let levelling = Levelling { period: 2, victim, seed: 1 };
+        eight_threads(sector_size, Some(levelling), seconds);
+    }
+}
+
+fn eight_threads(sector_size: u32, levelling: Option<Levelling>, seconds: f64) {
+    let geometry = geometry(sector_size, SECTORS as u32, LANES);
+    let options = Options { levelling, ..Options::default() };
+    let device = Btt::open(arena(&geometry), &[geometry], options).unwrap();
+    let shared = Shared {
+        clock: AtomicU64::new(1),
+        under: std::array::from_fn(|_| AtomicU64::new(Under::NONE)),
+        floor: std::array::from_fn(|_| AtomicU64::new(0)),
+        stop: AtomicBool::new(false),
+        counts: [AtomicU64::new(0), AtomicU64::new(0)],
+    };
+    let size = u64::from(sector_size);
+    std::thread::scope(|scope| {
+        let (shared, device) = (&shared, &device);
+        for number in 0..WRITERS.max(READERS) {
+            scope.spawn(move || {
+                let _stop = StopAtEnd(&shared.stop);
+                shared.writer(device, number, size);
+            });
+            scope.spawn(move || {
+                let _stop = StopAtEnd(&shared.stop);
+                shared.reader(device, number, size);
+            });
+        }
+        let until = Instant::now() + Duration::from_secs_f64(seconds);
+        while Instant::now() < until && !shared.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        shared.stop.store(true, Ordering::Relaxed);
+    });
+    let [written, read] = shared.counts.map(AtomicU64::into_inner);
+    let moved: u64 = device.arenas().map(Arena::relocations).sum();
+    println!("sectors of {sector_size}: {written} written, {moved} moved, {read} read");
+    assert!(written > 0 && read > 0 && (moved > 0) == levelling.is_some());
+    assert_eq!(device.validate().unwrap(), Vec::<String>::new());
+}
+
+/// While a relocation copies its victim, another thread writes that one. It is waited for a while:
+/// it must wait itself until the victim has its place, and be what is read afterwards.
+pub fn interrupted_relocations(plant: Plant) -> std::result::Result<(), String> {
+    let geometry = geometry(SECTOR as u32, 2, 2);
+    let medium = Interrupted::new(arena(&geometry));
+    let levelling = Some(Levelling { period: 1, victim: Victim::Random, seed: 1 });
+    let options = Options { plant, levelling, ..Options::default() };
+    let device = Arc::new(Btt::open(medium.clone(), &[geometry], options).unwrap());
+    write(&device, SECTOR, &[1; SECTOR as usize]).unwrap();
+    let (under_way, weak) = (Arc::new(Mutex::new(Vec::new())), Arc::downgrade(&device));
+    let threads = under_way.clone();
+    let action = move || {
+        let device = Weak::upgrade(&weak).unwrap();
+        let thread = std::thread::spawn(move || {
+            write(&device, SECTOR, &[2; SECTOR as usize]).unwrap();
+        });
+        let until =
+            Instant::now() + Duration::from_millis(if plant == Plant::None { 5 } else { 5_000 });
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::yield_now();
+        }
+        threads.lock().unwrap().push(thread);
+    };
+    assert!(medium.in_load.set(Box::new(action)).is_ok());
+    let mut buffer = [0; SECTOR as usize];
+    for _ in 0..8 {
+        write(&device, SECTOR, &[1; SECTOR as usize]).unwrap();
+        medium.armed.store(true, Ordering::Relaxed);
+        write(&device, 0, &[3; SECTOR as usize]).unwrap();
+        medium.armed.store(false, Ordering::Relaxed);
+        let threads = std::mem::take(&mut *under_way.lock().unwrap());
+        let newest = if threads.is_empty() { 1 } else { 2 };
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        read_into(&device, SECTOR, &mut buffer).map_err(|error| error.to_string())?;
+        if buffer != [newest; SECTOR as usize] {
+            return Err(format!("{} was read, {newest} was acknowledged", buffer[0]));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_sector_that_is_written_while_it_is_moved_is_not_lost() {
+    interrupted_relocations(Plant::None).unwrap();
 }
 
 #[test]
 fn a_read_that_writes_interrupt_is_whole() {
-    interrupted_reads(Plant::None).unwrap();
+    interrupted_reads(Plant::None, None).unwrap();
+    let levelling = Levelling { period: 1, victim: Victim::Random, seed: 1 };
+    interrupted_reads(Plant::None, Some(levelling)).unwrap();
 }
 
 fn as_thread(number: usize, job: impl FnOnce() + Send) {

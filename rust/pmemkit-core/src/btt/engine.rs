@@ -37,6 +37,8 @@
 //!    block stay as they are.
 //! 7. An entry with error or zero state names a block that belongs to its sector all the same.
 //! 8. Whoever finds an entry in memory finds the data of its block: W7 comes after a release.
+//! 9. A relocation ([`super::levelling`]) is a write of what the sector holds, after that of the
+//!    client is durable, with a lane taken anew: nothing above knows the difference.
 //!
 //! Where it was tried: `explore` (1 to 3, 5, 7, at every crash point), `model` (4, 8, in every
 //! interleaving), `concurrency` (4, on real threads).
@@ -51,13 +53,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use smallvec::SmallVec;
 
 use super::geometry::Geometry;
+use super::levelling::{Leveller, Levelling};
 use super::lock::{Guard, Lock};
 use super::log::{entry_at, next_seq, Entry};
 use super::sync::{fence, place, yield_now, LINES, LOOKS};
 use super::tracking::{Readers, Versions};
 use super::{Plant, ERROR, MAP_MASK, NORMAL, ZERO};
 use crate::error::{Error, Kind, Result};
-use crate::media::{Granularity, Medium, Store};
+use crate::media::{caused_by, Cause, Granularity, Medium, Store};
 
 /// Sectors of a batch.
 pub const BATCH_MOST: usize = 16;
@@ -73,6 +76,8 @@ pub struct Options {
     pub read_only: bool,
     /// On media of granularity `page`: pay for a sync at each ordering point.
     pub strict: bool,
+    /// Whether and how wear is levelled.
+    pub levelling: Option<Levelling>,
     /// A fault for tests.
     pub plant: Plant,
 }
@@ -97,18 +102,21 @@ pub(super) struct Lane {
     pub next_seq: u32,
     pub unfenced: Option<Unfenced>,
     pub dead: bool,
+    /// Writes since the arena was opened, and those that no relocation was made for yet.
+    pub writes: u32,
+    pub saved: u32,
 }
 
 /// A lane in a line of its own, so that threads on neighbouring lanes do not share one.
 #[repr(align(128))]
 pub(super) struct Padded<T>(pub T);
 
-type Lanes<'a> = SmallVec<[Guard<'a, Lane>; BATCH_MOST]>;
-type Entries = SmallVec<[Entry; BATCH_MOST]>;
+pub(super) type Lanes<'a> = SmallVec<[Guard<'a, Lane>; BATCH_MOST]>;
+pub(super) type Entries = SmallVec<[Entry; BATCH_MOST]>;
 /// The lines of the map that a batch needs, locked.
-type Lines<'a> = SmallVec<[Line<'a>; 2]>;
+pub(super) type Lines<'a> = SmallVec<[Line<'a>; 2]>;
 
-struct Line<'a> {
+pub(super) struct Line<'a> {
     at: u64,
     unfenced: Guard<'a, Option<Unfenced>>,
     versions: &'a Versions,
@@ -152,6 +160,7 @@ pub struct Arena {
     pub(super) lanes: Box<[Padded<Lock<Lane>>]>,
     pub(super) lines: Box<[LineState]>,
     pub(super) readers: Readers,
+    pub(super) leveller: Option<Leveller>,
     /// Opened read-only: sectors whose last write is in the log only, and their blocks. Sorted.
     pub(super) finished: Vec<(u32, u32)>,
 }
@@ -207,7 +216,7 @@ impl Arena {
     }
 
     /// The block that an entry names, if there is such a block.
-    fn checked_block(&self, op: &'static str, entry: u32, lba: u32) -> Result<u32> {
+    pub(super) fn checked_block(&self, op: &'static str, entry: u32, lba: u32) -> Result<u32> {
         let block = self.block_of(entry, lba);
         if block < self.geometry.internal_nlba {
             return Ok(block);
@@ -220,6 +229,7 @@ impl Arena {
     /// Stores one entry; the caller holds the lock of its line. Written back, not ordered.
     pub(super) fn store_entry(&self, medium: &dyn Medium, lba: u32, entry: u32) -> Result<()> {
         let at = self.geometry.word_at(lba);
+        let _map = caused_by(Cause::Map);
         medium.store_u64(at, with_entry(medium.load_u64(at)?, lba, entry))?;
         medium.flush(at, 8)
     }
@@ -385,9 +395,10 @@ impl Arena {
         self.lock_lines(first, lanes.len() as u32, &mut lines);
         let mut entries = Entries::new();
         self.plan(medium, first, &lanes, &mut entries)?;
+        let size = self.geometry.sector_size();
         for (lane, source) in lanes.iter_mut().zip(sources) {
             // SAFETY: the caller's promise.
-            match unsafe { self.fill_block(medium, lane, *source) } {
+            match unsafe { self.fill_block(medium, lane, *source, size) } {
                 Err(error) if error.kind == Kind::Media => {
                     lane.dead = true;
                     return Ok(0);
@@ -395,11 +406,23 @@ impl Arena {
                 result => result?,
             }
         }
-        let result = self.exchange(medium, &mut lanes, &mut lines, &entries);
+        let result = self.exchange(medium, &mut lanes, &mut lines, &entries, NORMAL);
         if result.is_err() {
             lanes.iter_mut().for_each(|lane| lane.dead = true);
         }
-        result.map(|()| lanes.len())
+        let written = lanes.len();
+        if let Some(leveller) = &self.leveller {
+            let mut due = None;
+            for (lane, entry) in lanes.iter_mut().zip(&entries) {
+                due = if leveller.is_due(lane, entry.new_map) { Some(lane.number) } else { due };
+            }
+            drop(lines);
+            drop(lanes);
+            if let Some(number) = due {
+                self.relocate(medium, leveller, number as usize);
+            }
+        }
+        result.map(|()| written)
     }
 
     fn check_writable(&self, op: &'static str) -> Result<()> {
@@ -418,7 +441,8 @@ impl Arena {
         let count = self.lanes.len();
         // Threads begin where the batches of others do not reach, as far as there is room.
         let apart = if count >= 2 * BATCH_MOST { BATCH_MOST } else { 1 };
-        let start = thread_number().wrapping_mul(apart);
+        let turn = self.leveller.as_ref().map_or(0, Leveller::turn);
+        let start = thread_number().wrapping_mul(apart).wrapping_add(turn);
         loop {
             let mut dead = 0;
             for step in 0..count {
@@ -445,34 +469,37 @@ impl Arena {
         }
     }
 
-    /// W3: data into the free block, with zeroes for metadata, which nobody gave us.
+    /// W3: data into the free block, with zeroes for metadata that nobody gave us.
     ///
     /// # Safety
-    /// `source` must be valid for reads of a sector.
-    unsafe fn fill_block(
+    /// `source` must be valid for reads of `len` bytes.
+    pub(super) unsafe fn fill_block(
         &self,
         medium: &dyn Medium,
         lane: &mut Lane,
         source: *const u8,
+        len: u32,
     ) -> Result<()> {
         let at = self.geometry.block_at(lane.free);
         if lane.bad {
             medium.zero(at, u64::from(self.geometry.internal_lbasize))?;
             lane.bad = false;
         }
-        let size = u64::from(self.geometry.sector_size());
         let how = if self.planted(Plant::DataStaysInCache) { Store::Cached } else { Store::Auto };
         // SAFETY: the caller's promise.
-        unsafe { medium.store(at, source, size, how)? };
-        let metadata = u64::from(self.geometry.external_lbasize) - size;
+        unsafe { medium.store(at, source, u64::from(len), how)? };
+        if let Some(leveller) = &self.leveller {
+            leveller.wrote(lane.free);
+        }
+        let metadata = self.geometry.external_lbasize.saturating_sub(len);
         if metadata > 0 {
-            medium.zero(at + size, metadata)?;
+            medium.zero(at + u64::from(len), u64::from(metadata))?;
         }
         Ok(())
     }
 
     /// Locks the lines of the map that hold `count` entries: one of them, or two.
-    fn lock_lines<'a>(&'a self, first: u32, count: u32, locked: &mut Lines<'a>) {
+    pub(super) fn lock_lines<'a>(&'a self, first: u32, count: u32, locked: &mut Lines<'a>) {
         let (line, last) = (first / ENTRIES_IN_A_LINE, (first + count - 1) / ENTRIES_IN_A_LINE);
         let base = self.geometry.start + self.geometry.mapoff;
         let mut lock = |line: u32| {
@@ -489,7 +516,7 @@ impl Arena {
     }
 
     /// What the log will say. Nothing was stored yet, so this may fail.
-    fn plan(
+    pub(super) fn plan(
         &self,
         medium: &dyn Medium,
         first: u32,
@@ -507,16 +534,17 @@ impl Arena {
         Ok(())
     }
 
-    /// W4 to W8.
-    fn exchange(
+    /// W4 to W8. The map entries get the flags `state`.
+    pub(super) fn exchange(
         &self,
         medium: &dyn Medium,
         lanes: &mut Lanes<'_>,
         lines: &mut Lines<'_>,
         entries: &[Entry],
+        state: u32,
     ) -> Result<()> {
         if self.planted(Plant::MapBeforeLog) {
-            self.store_map(medium, entries)?;
+            self.store_map(medium, entries, state)?;
             self.order(medium)?;
         }
         if self.planted(Plant::SequenceFirst) {
@@ -535,7 +563,7 @@ impl Arena {
         if !self.planted(Plant::NoOrderAfterCommit) {
             self.order(medium)?;
         }
-        self.store_map(medium, entries)?;
+        self.store_map(medium, entries, state)?;
         lines.iter_mut().for_each(Line::stored);
         for (lane, entry) in lanes.iter_mut().zip(entries) {
             lane.move_on(entry, self.line_at(entry.lba), self.options.plant);
@@ -550,6 +578,7 @@ impl Arena {
         entries: &[Entry],
         word: Word,
     ) -> Result<()> {
+        let _log = caused_by(Cause::Log);
         for (lane, entry) in lanes.iter().zip(entries) {
             let mut place = lane.next_place;
             if self.planted(Plant::WrongPlace) {
@@ -569,9 +598,15 @@ impl Arena {
     }
 
     /// W7. A line is written back once for all of its entries.
-    fn store_map(&self, medium: &dyn Medium, entries: &[Entry]) -> Result<()> {
+    pub(super) fn store_map(
+        &self,
+        medium: &dyn Medium,
+        entries: &[Entry],
+        state: u32,
+    ) -> Result<()> {
         // Who finds the entry finds the data, also where nothing was ordered for the media.
         fence(Ordering::Release);
+        let _map = caused_by(Cause::Map);
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let line = self.line_at(first.lba);
@@ -579,7 +614,7 @@ impl Arena {
             for each in &rest[..here] {
                 let at = self.geometry.word_at(each.lba);
                 let word = medium.load_u64(at)?;
-                medium.store_u64(at, with_entry(word, each.lba, NORMAL | each.new_map))?;
+                medium.store_u64(at, with_entry(word, each.lba, state | each.new_map))?;
             }
             if !self.planted(Plant::MapStaysInCache) {
                 medium.flush(line, LINE_SIZE.min(medium.len() - line))?;
@@ -641,6 +676,7 @@ impl Arena {
         let mut lines = Lines::new();
         self.lock_lines(first, count, &mut lines);
         self.settle_others(medium, &lines)?;
+        let _map = caused_by(Cause::Map);
         let mut in_error = None;
         for lba in first..first + count {
             let entry = self.entry(medium, lba)?;

@@ -5,7 +5,7 @@
 //!   ▼
 //! engine    one arena: read, write, zero, recovery, validate; the crash argument
 //!   ▼
-//! recovery  opening and checking it
+//! recovery  opening and checking it           levelling  which sectors are moved, and when
 //! log       lanes and their entries       tracking  which blocks are being read
 //! geometry  where things are              check     the map as a whole
 //! lock, sync  what threads share
@@ -21,6 +21,9 @@ mod explore;
 #[cfg(test)]
 mod fixture;
 mod geometry;
+#[cfg(test)]
+mod levelled;
+mod levelling;
 mod lock;
 mod log;
 #[cfg(all(test, feature = "model-check"))]
@@ -36,6 +39,7 @@ pub use check::{Finding, MapScan, Wrong};
 pub use device::Btt;
 pub use engine::{Arena, Options};
 pub use geometry::Geometry;
+pub use levelling::{Levelling, Victim};
 pub use plant::Plant;
 
 /// The block number in a map entry.

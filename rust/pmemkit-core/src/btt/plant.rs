@@ -1,5 +1,10 @@
 //! Faults that tests plant into the engine, to show that the checker sees them. A normal build
 //! carries the names and never acts on them.
+//!
+//! Invariants:
+//! 1. [`Plant::ALL`] has every fault, so that a test which goes through it leaves none out.
+//!
+//! What this does not do: act; the places that do ask [`super::engine::Arena`].
 
 /// One mistake an engine could make.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -45,11 +50,21 @@ pub enum Plant {
     NoReadTracking,
     /// A reader does not look at the map again.
     NoSecondLook,
+    /// A relocation changes the map before the log says so.
+    RelocationMapFirst,
+    /// A relocation copies half of the sector.
+    RelocationCutsShort,
+    /// A relocation does not zero the new block of a sector that reads as zeroes.
+    RelocationSkipsZeroes,
+    /// A relocation reads the sector before it has the lock of its entry.
+    RelocationReadsUnlocked,
+    /// A relocation stores into a block that is being read.
+    RelocationIgnoresReaders,
 }
 
 impl Plant {
     /// Every fault.
-    pub const ALL: [Plant; 19] = [
+    pub const ALL: [Plant; 24] = [
         Plant::DataStaysInCache,
         Plant::NoOrderBeforeCommit,
         Plant::NoOrderAfterCommit,
@@ -69,5 +84,10 @@ impl Plant {
         Plant::NoOrderAfterRecovery,
         Plant::NoReadTracking,
         Plant::NoSecondLook,
+        Plant::RelocationMapFirst,
+        Plant::RelocationCutsShort,
+        Plant::RelocationSkipsZeroes,
+        Plant::RelocationReadsUnlocked,
+        Plant::RelocationIgnoresReaders,
     ];
 }

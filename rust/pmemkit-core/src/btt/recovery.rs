@@ -10,6 +10,7 @@
 
 use super::engine::{Arena, Lane, LineState, Options, Padded};
 use super::geometry::Geometry;
+use super::levelling::Leveller;
 use super::lock::Lock;
 use super::log::{next_seq, read_log, Entry};
 use super::sync::LINES;
@@ -24,6 +25,10 @@ impl Arena {
     pub fn open(medium: &dyn Medium, geometry: Geometry, options: Options) -> Result<Arena> {
         geometry.check(medium.len())?;
         let newest = read_log(medium, &geometry)?;
+        let (sectors, blocks) = (geometry.external_nlba, geometry.internal_nlba);
+        let writable = !options.read_only && !geometry.in_error;
+        let levelling = options.levelling.filter(|_| writable);
+        let leveller = levelling.map(|each| Leveller::new(each, sectors, blocks)).transpose()?;
         let lanes = newest.iter().enumerate().map(|(number, newest)| {
             Padded(Lock::new(Lane {
                 number: number as u32,
@@ -34,15 +39,19 @@ impl Arena {
                 next_seq: next_seq(newest.entry.seq),
                 unfenced: None,
                 dead: false,
+                writes: 0,
+                saved: leveller.as_ref().map_or(0, Leveller::start),
             }))
         });
+        let lanes = lanes.collect();
         let mut arena = Arena {
             geometry,
             options,
             granularity: medium.granularity(),
-            lanes: lanes.collect(),
+            lanes,
             lines: (0..LINES).map(|_| LineState::default()).collect(),
             readers: Readers::new(),
+            leveller,
             finished: Vec::new(),
         };
         arena.check_free_blocks()?;

@@ -36,4 +36,22 @@ impl Plant {
         Plant::FuaForgotten,
         Plant::ZeroLeavesBlocks,
     ];
+
+    /// Those that one thread and a power failure are enough to see, by the name that the
+    /// environment asks for them with.
+    const NAMED: [(&'static str, Plant); 3] = [
+        ("cache-flush", Plant::FlushForgetsShard),
+        ("cache-eviction", Plant::EvictionDropsDirty),
+        ("cache-fua", Plant::FuaForgotten),
+    ];
+
+    /// What `PMEMKIT_PLANT` asks for, in a build with planted faults.
+    pub fn asked_for() -> Plant {
+        if !cfg!(feature = "planted-faults") {
+            return Plant::None;
+        }
+        let asked = std::env::var("PMEMKIT_PLANT").unwrap_or_default();
+        let found = Plant::NAMED.iter().find(|(name, _)| *name == asked);
+        found.map_or(Plant::None, |(_, plant)| *plant)
+    }
 }

@@ -23,6 +23,7 @@ use super::shard::Claim;
 use super::{Plant, BLOCK, LINE};
 use crate::block::{Extent, Flags, Op, Request};
 use crate::error::{Kind, Result};
+use crate::media::{caused_by, Cause};
 use crate::sg::Sg;
 
 /// Blocks that are copied before they are written.
@@ -127,6 +128,7 @@ impl Engine {
     /// Writes what was copied, and ends the claims whatever comes of it.
     fn write_staged(&self, staging: &mut Staging, durable: bool) -> Result<()> {
         let (mut start, mut result) = (0, Ok(()));
+        let kept = caused_by(Cause::WriteBack);
         let with_fua = durable && !self.planted(Plant::FuaForgotten);
         let fua = if with_fua { Flags::FUA } else { Flags::empty() };
         for (at, len) in &staging.runs {
@@ -140,6 +142,7 @@ impl Engine {
             }
             start += len;
         }
+        drop(kept);
         if let Err(error) = &result {
             // Before the claims end, so that nobody takes the blocks for clean.
             self.fail(error.clone());

@@ -15,3 +15,4 @@ mod tests;
 
 pub use file::ExportFile;
 pub use session::{Options, Session};
+pub use sys::allocate_without_write_back;

@@ -191,12 +191,20 @@ impl Medium for BadBlocks {
         self.next.stored_elsewhere(at, len)
     }
 
+    fn map_unit(&self) -> u64 {
+        self.next.map_unit()
+    }
+
     fn stores_by_mapping(&self) -> bool {
         false
     }
 
     fn loads_by_mapping(&self) -> bool {
         false
+    }
+
+    fn blocks(&self) -> bool {
+        self.next.blocks()
     }
 
     fn flush(&self, at: u64, len: u64) -> Result<()> {
@@ -247,6 +255,14 @@ impl Medium for BadBlocks {
 
     fn stats(&self) -> Stats {
         self.next.stats()
+    }
+
+    fn count_blocks(&self, block_size: u64, every: u32) -> Result<()> {
+        self.next.count_blocks(block_size, every)
+    }
+
+    fn block_counts(&self) -> Option<(u64, Vec<u32>)> {
+        self.next.block_counts()
     }
 }
 

@@ -406,7 +406,7 @@ impl Medium for Mapped {
 
     unsafe fn store(&self, at: u64, source: *const u8, len: u64, how: Store) -> Result<()> {
         let view = self.writable("write", at, len)?;
-        self.counters.stored(len);
+        self.counters.stored(at, len);
         if let Some(file) = self.backing.as_ref().filter(|file| file.stores_by_call) {
             // SAFETY: the caller vouches for the source.
             return unsafe { file.store(at, source, len) };
@@ -415,6 +415,12 @@ impl Medium for Mapped {
         let outcome = unsafe {
             let target = view.base.add(at as usize);
             match self.granularity {
+                Granularity::Page if how == Store::NonTemporal => {
+                    let outcome = self.port.store(target, source, len, how);
+                    // `fence` does nothing here, and others must see these stores in order.
+                    self.port.fence();
+                    outcome
+                }
                 Granularity::Page => self.port.copy_bulk(target, source, len),
                 _ => self.port.store(target, source, len, self.how(how)),
             }
@@ -424,7 +430,7 @@ impl Medium for Mapped {
 
     fn zero(&self, at: u64, len: u64) -> Result<()> {
         let view = self.writable("zero", at, len)?;
-        self.counters.stored(len);
+        self.counters.zeroed(at, len);
         if let Some(file) = self.backing.as_ref().filter(|file| file.stores_by_call) {
             return file.zero(at, len);
         }
@@ -445,10 +451,14 @@ impl Medium for Mapped {
     fn store_u64(&self, at: u64, value: u64) -> Result<()> {
         require_aligned("write", at)?;
         let view = self.writable("write", at, 8)?;
-        self.counters.stored(8);
+        self.counters.stored(at, 8);
         // SAFETY: the aligned word lies within the view, whose base is a page boundary.
         let outcome = unsafe { self.port.store_u64(view.base.add(at as usize), value.to_le()) };
         self.settle("write", view, at, 8, outcome)
+    }
+
+    fn map_unit(&self) -> u64 {
+        self.map_unit
     }
 
     fn stores_by_mapping(&self) -> bool {
@@ -457,7 +467,7 @@ impl Medium for Mapped {
 
     fn stored_elsewhere(&self, at: u64, len: u64) -> Result<()> {
         self.writable("write", at, len)?;
-        self.counters.stored(len);
+        self.counters.stored(at, len);
         Ok(())
     }
 
@@ -576,6 +586,18 @@ impl Medium for Mapped {
     fn stats(&self) -> Stats {
         self.counters.sum()
     }
+
+    fn set_counting(&self, on: bool) {
+        self.counters.set_silent(!on);
+    }
+
+    fn count_blocks(&self, block_size: u64, every: u32) -> Result<()> {
+        self.counters.count_blocks(self.len(), block_size, every)
+    }
+
+    fn block_counts(&self) -> Option<(u64, Vec<u32>)> {
+        self.counters.block_counts()
+    }
 }
 
 #[cfg(test)]
@@ -583,6 +605,7 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+    use crate::media::{Cause, Written};
 
     const PAGE: u64 = 4096;
 
@@ -893,7 +916,9 @@ mod tests {
         medium.persist(0, 8).unwrap();
         medium.fence();
         medium.sync().unwrap();
-        let expected = Stats { bytes_stored: 115, flushes: 1, fences: 2, syncs: 1 };
-        assert_eq!(medium.stats(), expected);
+        let stats = medium.stats();
+        assert_eq!((stats.flushes, stats.fences, stats.syncs), (1, 2, 1));
+        assert_eq!(stats.written[Cause::Data as usize], Written { bytes: 115, lines: 4 });
+        assert_eq!(stats.bytes_stored(), 115);
     }
 }

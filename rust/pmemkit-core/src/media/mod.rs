@@ -23,12 +23,12 @@ mod backing;
 mod badblocks;
 mod choice;
 pub mod crash;
-mod guard;
+pub(crate) mod guard;
 mod mapped;
 pub mod port;
 pub mod recording;
 mod stats;
-mod sys;
+pub(crate) mod sys;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -38,7 +38,7 @@ use crate::sg::{RegionId, Segment};
 pub use badblocks::{BadBlocks, BadRun, Record, BAD_SECTOR_SIZE};
 pub(crate) use guard::install as install_guard;
 pub use mapped::{map_sync_granted, FileOptions, Mapped};
-pub use stats::Stats;
+pub use stats::{caused_by, exchange_cause, Cause, CausedBy, Stats, Written, LINE_SIZE};
 pub use sys::memfd;
 pub(crate) use sys::{huge_page_size, set_length};
 
@@ -128,6 +128,11 @@ pub trait Medium: Send + Sync {
     /// mapping, a program with a view. They count as cached stores that were not flushed.
     fn stored_elsewhere(&self, at: u64, len: u64) -> Result<()>;
 
+    /// Bytes of the pages that it is mapped in: what mappings of it start and end at.
+    fn map_unit(&self) -> u64 {
+        sys::page_size()
+    }
+
     /// True when storing through [`Medium::address`] is as good as [`Medium::store`]. False for a
     /// file behind a page cache, where it costs a fault a page and more data at the next sync.
     fn stores_by_mapping(&self) -> bool {
@@ -138,6 +143,12 @@ pub trait Medium: Send + Sync {
     /// some of the bytes must not be read.
     fn loads_by_mapping(&self) -> bool {
         true
+    }
+
+    /// True when loads and stores may wait for somebody else, a peer for one: whoever must not wait
+    /// makes them on another thread.
+    fn blocks(&self) -> bool {
+        false
     }
 
     /// Starts writing the cache lines of the range back. A no-op unless granularity is `cacheline`.
@@ -176,6 +187,20 @@ pub trait Medium: Send + Sync {
     /// What was done to the medium since it was made; zeroes where nobody counts.
     fn stats(&self) -> Stats {
         Stats::default()
+    }
+
+    /// Whether what is stored is counted: for whoever measures what counting costs.
+    fn set_counting(&self, _on: bool) {}
+
+    /// From now on counts the lines of [`LINE_SIZE`] bytes written to each block of `block_size`
+    /// bytes, for one in `every` stores, which stands for all. Can be asked for once.
+    fn count_blocks(&self, _block_size: u64, _every: u32) -> Result<()> {
+        Err(Error::new(Kind::NotSupported, "count", "this medium does not count blocks"))
+    }
+
+    /// The size of a block and what was counted for each, if it was asked for.
+    fn block_counts(&self) -> Option<(u64, Vec<u32>)> {
+        None
     }
 
     /// True when the medium has no bytes.

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::crash::{CrashImage, Entry, Event, Model, Wanted, LINE_SIZE, PAGE_SIZE};
+use super::stats::lines_of;
 use super::{check_range, next_region, port, Extent, Granularity, Medium, Stats, Store};
 use crate::error::{Error, Kind, Result};
 use crate::sg::{RegionId, Segment};
@@ -389,7 +390,11 @@ impl Medium for Recording {
         let mut stats = Stats::default();
         for entry in &self.state().log {
             match &entry.event {
-                Event::Store { data, .. } => stats.bytes_stored += data.len() as u64,
+                // A recording does not know causes.
+                Event::Store { at, data, .. } => {
+                    stats.written[0].bytes += data.len() as u64;
+                    stats.written[0].lines += lines_of(*at, data.len() as u64);
+                }
                 Event::Flush { .. } => stats.flushes += 1,
                 Event::Fence => stats.fences += 1,
                 Event::Sync | Event::Persist { .. } => stats.syncs += 1,
@@ -552,7 +557,7 @@ mod tests {
                 ("punch", 4096, 8192)
             ]
         );
-        let stats = Stats { bytes_stored: 0, flushes: 1, fences: 1, syncs: 2 };
+        let stats = Stats { flushes: 1, fences: 1, syncs: 2, ..Stats::default() };
         assert_eq!(medium.stats(), stats);
     }
 

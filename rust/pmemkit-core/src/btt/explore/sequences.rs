@@ -10,6 +10,7 @@ use super::{Setting, Step, SECTORS};
 use crate::block::Op;
 use crate::btt::engine::Options;
 use crate::btt::fixture::Dice;
+use crate::btt::{Levelling, Victim};
 use crate::media::Granularity;
 
 /// A sector size of each class: without and with metadata, and padded.
@@ -54,6 +55,24 @@ pub fn settings() -> Vec<Setting> {
         arenas.into_iter().map(move |(warm, in_error)| Setting { warm, in_error, ..setting })
     })
     .collect()
+}
+
+/// Settings in which every write moves another sector, too. The seeds are those of victims.
+pub fn levelled() -> Vec<Setting> {
+    let [plain, byte, page, torn] = media();
+    let of = |setting: Setting, sector_size, in_error, seed, victim| {
+        let levelling = Some(Levelling { period: 1, victim, seed });
+        let options = Options { levelling, ..setting.options };
+        Setting { sector_size, in_error, warm: true, options, ..setting }
+    };
+    vec![
+        of(plain, 512, None, 1, Victim::Random),
+        of(plain, 4096, Some(BAD), 2, Victim::Random),
+        of(plain, 4104, None, 3, Victim::LeastWorn),
+        of(byte, 520, Some(BAD), 4, Victim::Random),
+        of(page, 4096, None, 5, Victim::Random),
+        of(torn, 512, Some(BAD), 6, Victim::Random),
+    ]
 }
 
 /// Every operation of the sequences of one and two.

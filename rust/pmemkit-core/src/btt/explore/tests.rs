@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use super::sequences::{random, settings, short, BAD};
-use super::{Explorer, Options, Report, Setting};
-use crate::btt::concurrency::interrupted_reads;
+use super::sequences::{levelled, random, settings, short, BAD};
+use super::{Explorer, Options, Report, Setting, Step};
+use crate::block::Op;
+use crate::btt::concurrency::{interrupted_reads, interrupted_relocations};
 use crate::btt::fixture::soak;
-use crate::btt::Plant;
+use crate::btt::{Levelling, Plant, Victim};
 use crate::media::Granularity;
 
 /// Every setting in a soak run. Otherwise every sector size on media of granularity `cacheline`,
@@ -24,9 +25,13 @@ fn chosen() -> Vec<Setting> {
 }
 
 /// Explores in several settings, on both cores, and adds the reports up.
-fn explore(name: &str, go: impl Fn(&mut Explorer) -> Result<(), String> + Sync) -> Report {
+fn explore(
+    name: &str,
+    settings: Vec<Setting>,
+    go: impl Fn(&mut Explorer) -> Result<(), String> + Sync,
+) -> Report {
     let (next, total) = (AtomicUsize::new(0), Mutex::new(Report::default()));
-    let (settings, began) = (chosen(), Instant::now());
+    let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -49,7 +54,7 @@ fn explore(name: &str, go: impl Fn(&mut Explorer) -> Result<(), String> + Sync) 
 /// All sequences of one and two operations, at every point, every choice.
 #[test]
 fn short_sequences_are_old_or_new_at_every_point() {
-    let report = explore("sequences of one and two operations", |explorer| {
+    let report = explore("sequences of one and two operations", chosen(), |explorer| {
         short().try_for_each(|steps| explorer.run(&steps))
     });
     assert_eq!(report.sampled, 0, "some points were only sampled");
@@ -59,9 +64,23 @@ fn short_sequences_are_old_or_new_at_every_point() {
 #[test]
 fn random_sequences_are_old_or_new_at_every_point() {
     let (seed, count) = (20_261_123, if soak() { 200 } else { 12 });
-    explore(&format!("random sequences of three to eight operations, seed {seed}"), |explorer| {
+    let name = format!("random sequences of three to eight operations, seed {seed}");
+    explore(&name, chosen(), |explorer| {
         random(seed).take(count).try_for_each(|steps| explorer.run(&steps))
     });
+}
+
+/// The same where every write moves another sector as well: that one shows what it did before, at
+/// every point.
+#[test]
+fn levelled_sequences_are_old_or_new_at_every_point() {
+    let (seed, [apart, count]) = (20_261_124, if soak() { [1, 200] } else { [7, 12] });
+    let report = explore("levelled sequences", levelled(), |explorer| {
+        short().step_by(apart).try_for_each(|steps| explorer.run(&steps))?;
+        random(seed).take(count).try_for_each(|steps| explorer.run(&steps))
+    });
+    assert_eq!(report.sampled, 0, "some points were only sampled");
+    assert!(report.images >= 40_000, "{}", report.images);
 }
 
 /// What the exploration says about an engine with a fault: in an arena of each class, in use.
@@ -76,16 +95,42 @@ fn found_by_exploration(plant: Plant) -> Option<String> {
     of_size(512, None).or_else(|| of_size(4096, Some(BAD)))
 }
 
+/// What it says where sectors are moved, zeroed ones among them, with victims of several seeds.
+fn found_among_relocations(plant: Plant) -> Option<String> {
+    let zero_first = |steps: &Vec<Step>| steps.len() == 2 && steps[0].op == Op::Zero;
+    (1..=16).find_map(|seed| {
+        let levelling = Some(Levelling { period: 1, victim: Victim::Random, seed });
+        let options = Options { plant, levelling, ..Options::default() };
+        let plain = settings()[0];
+        let mut explorer =
+            Explorer::new(Setting { sector_size: 4096, warm: true, options, ..plain });
+        short().filter(zero_first).find_map(|steps| explorer.run(&steps).err())
+    })
+}
+
 #[test]
 fn every_planted_fault_is_caught() {
     let mut missed = Vec::new();
     for plant in Plant::ALL {
-        // What readers do leaves no trace on media.
-        let readers = matches!(plant, Plant::NoReadTracking | Plant::NoSecondLook);
-        let caught = if readers {
-            interrupted_reads(plant).err().map(|text| ("interrupted reads", text))
-        } else {
-            found_by_exploration(plant).map(|text| ("exploration", text))
+        // What readers do leaves no trace on media, nor does what happens at the same time.
+        let caught = match plant {
+            Plant::NoReadTracking | Plant::NoSecondLook => {
+                interrupted_reads(plant, None).err().map(|text| ("interrupted reads", text))
+            }
+            Plant::RelocationIgnoresReaders => {
+                let found = interrupted_reads(plant, levelled()[0].options.levelling);
+                found.err().map(|text| ("interrupted reads", text))
+            }
+            Plant::RelocationReadsUnlocked => {
+                let found = interrupted_relocations(plant);
+                found.err().map(|text| ("interrupted relocations", text))
+            }
+            Plant::RelocationMapFirst
+            | Plant::RelocationCutsShort
+            | Plant::RelocationSkipsZeroes => {
+                found_among_relocations(plant).map(|text| ("exploration", text))
+            }
+            _ => found_by_exploration(plant).map(|text| ("exploration", text)),
         };
         match caught {
             Some((by, text)) => println!("{plant:?}: caught by {by}: {text}"),

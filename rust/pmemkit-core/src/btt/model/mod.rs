@@ -2,8 +2,8 @@
 //! lets a load give.
 //!
 //! Invariants:
-//! 1. `engine`, `recovery`, `lock` and `tracking` are the same files as outside, compiled a second
-//!    time over the parts in `sync`.
+//! 1. `engine`, `levelling`, `recovery`, `lock` and `tracking` are the same files as outside,
+//!    compiled a second time over the parts in `sync`. Nothing is levelled here.
 //! 2. The medium has the weakest order that one may have: its stores are relaxed and its fence does
 //!    nothing, as for a plain file. A load of the map is an acquire, for the address of what is
 //!    copied after it depends on it, which no CPU reorders and loom does not know.
@@ -13,6 +13,8 @@
 
 #[path = "../engine.rs"]
 mod engine;
+#[path = "../levelling.rs"]
+mod levelling;
 #[path = "../lock.rs"]
 mod lock;
 #[path = "../recovery.rs"]

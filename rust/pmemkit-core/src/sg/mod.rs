@@ -10,11 +10,17 @@
 //! 3. A `HOST` segment is made only through an `unsafe` constructor: its maker vouches for the
 //!    memory for as long as the list is in use. Segments of media carry no address at all.
 //!
-//! What this does not do: own memory, resolve media segments (the medium does), order copies.
+//! What this does not do: own memory, find the media of segments: the [`Registry`] does.
+
+mod registry;
+#[cfg(test)]
+mod tests;
 
 use smallvec::SmallVec;
 
 use crate::error::{Error, Kind, Result};
+
+pub use registry::{Access, Registry};
 
 /// Bytes of a page frame, the unit of a pfn.
 pub const FRAME_SIZE: u64 = 1 << FRAME_SHIFT;
@@ -154,32 +160,4 @@ impl Sg {
 fn no_address(region: RegionId) -> Error {
     let text = format!("region {} has no address in this process", region.0);
     Error::new(Kind::NotSupported, "sg", text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_segment_keeps_its_byte_offset() {
-        for at in [0, 1, 4095, 4096, 4097, 1 << 40, (1 << 52) - 1] {
-            assert_eq!(Segment::new(RegionId(7), at, 1).at(), at);
-        }
-    }
-
-    #[test]
-    fn length_is_the_sum_of_the_segments() {
-        let mut sg = Sg::new();
-        sg.push(Segment::new(RegionId(1), 10, 20)).unwrap();
-        sg.push(Segment::new(RegionId(1), 8192, 5000)).unwrap();
-        assert_eq!(sg.len(), 5020);
-        sg.clear();
-        assert!(sg.is_empty() && sg.segments().is_empty());
-    }
-
-    #[test]
-    fn host_segments_need_a_voucher() {
-        let error = Sg::new().push(Segment::new(RegionId::HOST, 4096, 1)).unwrap_err();
-        assert_eq!(error.kind, Kind::Invalid);
-    }
 }

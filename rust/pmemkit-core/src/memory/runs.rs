@@ -1,0 +1,126 @@
+//! Which frames of a region are free, asked of the frame allocator in the pool's terms.
+//!
+//! Invariants:
+//! 1. What was taken is an allocation of the allocator, run by run; parts of one may be returned.
+//! 2. Nothing is taken from a withdrawn range, and what is returned there stays out until
+//!    [`Runs::restore`].
+//!
+//! What this does not do: scale over threads (the pool's lock is held), know addresses.
+
+use crate::error::Result;
+use crate::frames::{Allocator, Live, Options, ORDER_MAX};
+
+/// The free runs of one region.
+pub struct Runs {
+    allocator: Allocator,
+}
+
+impl Runs {
+    /// All of `frames` frames, free.
+    pub fn new(frames: u64) -> Result<Runs> {
+        // Threads keep nothing back: who moves a block must know that it is empty.
+        let options = Options { magazines: false, online: true };
+        Ok(Runs { allocator: Allocator::new(frames, options)? })
+    }
+
+    /// Frames that may be handed out.
+    pub fn free_frames(&self) -> u64 {
+        self.allocator.free_frames()
+    }
+
+    /// A free run whose start is a multiple of `align`.
+    pub fn take(&mut self, count: u64, align: u64) -> Option<u64> {
+        if count == 0 {
+            return None;
+        }
+        let order = count.trailing_zeros();
+        let got = if count.is_power_of_two() && order <= ORDER_MAX {
+            self.allocator.get(order)
+        } else {
+            self.allocator.get_run(count)
+        };
+        let first = got.ok()?;
+        if first % align == 0 {
+            return Some(first);
+        }
+        self.give(first, count);
+        None
+    }
+
+    /// Takes exactly this run, where all of it is free.
+    pub fn claim(&mut self, first: u64, count: u64) -> bool {
+        self.allocator.claim(first, count).is_ok()
+    }
+
+    /// Returns a run, or a part of one, that was taken.
+    pub fn give(&mut self, first: u64, count: u64) {
+        let found = self.allocator.allocated(first, 1).unwrap_or_default();
+        let Some(&Live { first: run, frames }) = found.first() else {
+            return debug_assert!(false, "{count} frames at {first} were not taken");
+        };
+        debug_assert!(run <= first && first + count <= run + frames);
+        let given = self.allocator.put_run(run, frames);
+        debug_assert!(given.is_ok(), "{given:?}");
+        let end = first + count;
+        for (at, left) in [(run, first - run), (end, run + frames - end)] {
+            if left > 0 {
+                self.claim(at, left);
+            }
+        }
+    }
+
+    /// Keeps a range from being handed out. What is in use in it stays so until it is returned.
+    pub fn withdraw(&mut self, first: u64, count: u64) {
+        let done = self.allocator.offline(first, count);
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+
+    /// Undoes [`Runs::withdraw`] of the same range.
+    pub fn restore(&mut self, first: u64, count: u64) {
+        let done = self.allocator.online(first, count);
+        debug_assert!(done.is_ok(), "{done:?}");
+    }
+
+    /// Frames of a range that are in use.
+    pub fn used(&self, first: u64, count: u64) -> u64 {
+        let found = self.allocator.allocated(first, count).unwrap_or_default();
+        let inside =
+            |live: &Live| (live.first + live.frames).min(first + count) - live.first.max(first);
+        found.iter().map(inside).sum()
+    }
+
+    /// What is wrong.
+    pub fn validate(&self) -> Vec<String> {
+        self.allocator.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_run_come_back_and_join() {
+        let mut runs = Runs::new(1024).unwrap();
+        let first = runs.take(600, 1).unwrap();
+        runs.give(first + 100, 50);
+        assert_eq!((runs.used(first, 600), runs.free_frames()), (550, 474));
+        runs.give(first + 590, 10);
+        runs.give(first, 100);
+        runs.give(first + 150, 440);
+        assert_eq!(runs.take(1024, 512), Some(0));
+        assert_eq!(runs.validate(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_withdrawn_comes_back_without_what_is_in_use() {
+        let mut runs = Runs::new(1024).unwrap();
+        assert!(runs.claim(10, 10));
+        runs.withdraw(0, 512);
+        assert_eq!((runs.free_frames(), runs.used(0, 512)), (512, 10));
+        runs.give(12, 2);
+        assert_eq!(runs.free_frames(), 512);
+        runs.restore(0, 512);
+        assert_eq!((runs.free_frames(), runs.used(0, 1024)), (1016, 8));
+    }
+}
