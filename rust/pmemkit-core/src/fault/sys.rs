@@ -295,16 +295,6 @@ impl Uffd {
         // SAFETY: two pollfds. Whatever it answers, the caller looks for itself.
         unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
     }
-
-    /// Waits for one message as the shortest loop would: no bell, no second look.
-    pub fn blocking(&self) -> Result<()> {
-        // SAFETY: takes numbers.
-        let status = unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, 0) };
-        if status < 0 {
-            return Err(Error::last_os("fault", "fcntl"));
-        }
-        Ok(())
-    }
 }
 
 const fn mode_of(protect: bool, wake: bool) -> u64 {
@@ -392,7 +382,8 @@ pub fn map(ground: Ground<'_>, len: u64, align: u64, read_only: bool) -> Result<
     let access = libc::PROT_READ | if read_only { 0 } else { libc::PROT_WRITE };
     let (flags, fd) = match ground {
         Ground::Private => (reserve, -1),
-        Ground::Huge => (reserve | libc::MAP_HUGETLB, -1),
+        // Reserved: short of them, the kernel says of every page that it is there already.
+        Ground::Huge => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, -1),
         Ground::Shared(fd) => (libc::MAP_SHARED, fd.as_raw_fd()),
     };
     let made = map_raw(start, len, access, flags | libc::MAP_FIXED, fd);
@@ -416,13 +407,15 @@ pub unsafe fn map_fresh(start: u64, len: u64, read_only: bool) -> Result<()> {
     map_raw(start as *mut u8, len, access, flags, -1).map(|_| ())
 }
 
-/// Replaces a range with pages that a file does not have: each touch is a SIGBUS.
+/// Replaces a range with pages that a file does not have: each touch is a SIGBUS, a store too, which
+/// in a mapping that cannot be written to would be a SIGSEGV.
 ///
 /// # Safety
 /// The range is one of ours. Whoever still touches it has a handler for that, or dies.
 pub unsafe fn map_nothing(nothing: BorrowedFd<'_>, start: u64, len: u64) -> Result<()> {
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    map_raw(start as *mut u8, len, libc::PROT_READ, flags, nothing.as_raw_fd()).map(|_| ())
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    map_raw(start as *mut u8, len, access, flags, nothing.as_raw_fd()).map(|_| ())
 }
 
 /// Replaces a range with another mapping of what a shared mapping has at `source`.
