@@ -89,6 +89,7 @@ RANKS = {
     "memory": 6,
     "policy": 7,
     "sg": 7,
+    "fault": 7,
     "serve": 8,
     "": 9,
     "bench": 10,

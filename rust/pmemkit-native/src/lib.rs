@@ -10,6 +10,7 @@ mod cache;
 mod dax;
 mod direct;
 mod error;
+mod fault;
 mod formats;
 mod frames;
 mod fuse;
@@ -39,6 +40,8 @@ mod _native {
     use crate::dax::dax;
     #[pymodule_export]
     use crate::direct::direct;
+    #[pymodule_export]
+    use crate::fault::fault;
     #[pymodule_export]
     use crate::formats::formats;
     #[pymodule_export]

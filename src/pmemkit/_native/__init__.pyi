@@ -8,6 +8,7 @@ from . import block as block
 from . import btt as btt
 from . import dax as dax
 from . import direct as direct
+from . import fault as fault
 from . import formats as formats
 from . import frames as frames
 from . import fuse as fuse

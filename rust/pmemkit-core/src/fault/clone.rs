@@ -5,8 +5,8 @@
 //! 2. A commit that fails leaves everything dirty that it did not write, and all of it where the
 //!    flush failed.
 //!
-//! What this does not do: a commit that a crash leaves whole or undone: the target promises what its
-//! mode promises, for each write.
+//! What this does not do: a commit that a crash leaves whole or undone: the target promises what
+//! its mode promises, for each write.
 
 use super::LazyMapping;
 use crate::block::{Channel, Flags, Op, Request};

@@ -1,9 +1,9 @@
 //! The handler threads: what happens between a fault and the moment its thread goes on.
 //!
 //! Invariants:
-//! 1. A message that was taken is answered: its page is resolved or fails, or the range is gone, and
-//!    then its waiters are woken. One that is dropped is of a page that somebody asks for at this
-//!    moment, who will wake its waiters after the drop.
+//! 1. A message that was taken is answered: its page is resolved or fails, or the range is gone,
+//!    and then its waiters are woken. One that is dropped is of a page that somebody asks for at
+//!    this moment, who will wake its waiters after the drop.
 //! 2. A page that can be stored to is in `dirty`, where writes are tracked: `insert` and the call
 //!    that lifts the protection stand under `protecting`, as do `protect` and `remove`.
 //! 3. Mappings inside the range are replaced under `placing`, behind `len` only by what fails.

@@ -234,8 +234,8 @@ impl LazyMapping {
     /// Copies `len` bytes at `at` to `target`. The page that fails is the error of its provider.
     ///
     /// # Safety
-    /// `target` must be valid for writes of `len` bytes, and must not be in a mapping that waits for
-    /// the calling thread.
+    /// `target` must be valid for writes of `len` bytes, and must not be in a mapping that waits
+    /// for the calling thread.
     pub unsafe fn load(&self, at: u64, target: *mut u8, len: u64) -> Result<()> {
         let _user = self.enter("read")?;
         check_range("read", at, len, self.len())?;

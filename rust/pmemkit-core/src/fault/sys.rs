@@ -1,9 +1,9 @@
 //! The system calls of the fault handler, each wrapped once: userfaultfd and its ioctls, the memory
 //! that faults, an event to wake threads by.
 //!
-//! Preconditions: Linux. Addresses and lengths are multiples of the page of the mapping they belong
-//! to. A kernel that lacks something says so by an errno, which is passed on: what that means is for
-//! the caller to say.
+//! Preconditions: Linux. Addresses and lengths are multiples of the page of the mapping they
+//! belong to. A kernel that lacks something says so by an errno, which is passed on: what that
+//! means is for the caller to say.
 //!
 //! What this does not do: decide anything, or touch a mapped byte.
 
@@ -407,8 +407,8 @@ pub unsafe fn map_fresh(start: u64, len: u64, read_only: bool) -> Result<()> {
     map_raw(start as *mut u8, len, access, flags, -1).map(|_| ())
 }
 
-/// Replaces a range with pages that a file does not have: each touch is a SIGBUS, a store too, which
-/// in a mapping that cannot be written to would be a SIGSEGV.
+/// Replaces a range with pages that a file does not have: each touch is a SIGBUS, a store too,
+/// which in a mapping that cannot be written to would be a SIGSEGV.
 ///
 /// # Safety
 /// The range is one of ours. Whoever still touches it has a handler for that, or dies.
