@@ -129,11 +129,12 @@ def load(
             provider = native.Provider.of_object(_From(far, offset // page_size))
         else:
             region = held.enter_context(open_region(source, read_only=True))
-            length = _length(name, offset, length, region.size)
             if region.mode == "sector":
                 device = held.enter_context(region.device(read_only=True))
+                length = _length(name, offset, length, device.size)
                 provider = native.Provider.of_channel(device.channel(), offset, length)
             else:
+                length = _length(name, offset, length, region.size)
                 provider = native.Provider.of_medium(region.medium, offset, length)
         return _made(provider, length, held.pop_all(), **options)
 
@@ -158,14 +159,18 @@ def assemble(extents: Iterable[Extent], *, page_size: int = 4096, **options: Any
     """
     with ExitStack() as held:
         parts = []
+        regions: dict[str, Region] = {}
         for extent in extents:
             path, offset, length = extent if isinstance(extent, tuple) else (extent, 0, None)
-            read_only = bool(options.get("read_only"))
-            region = held.enter_context(open_region(path, read_only=read_only))
+            name, read_only = os.fspath(path), bool(options.get("read_only"))
+            # Opened once: a second opening would find it locked.
+            region = regions.get(name) or open_region(path, read_only=read_only)
+            if name not in regions:
+                regions[name] = held.enter_context(region)
             if region.mode == "sector":
                 text = "is of mode sector, whose sectors move with every write"
-                raise NotSupported(text, op="assemble", path=os.fspath(path))
-            length = _length(os.fspath(path), offset, length, region.size)
+                raise NotSupported(text, op="assemble", path=name)
+            length = _length(name, offset, length, region.size)
             parts.append((region.medium, offset, length, _bad(region)))
         provider, length = native.Provider.assembled(parts, page_size)
         mapping = _made(provider, length, held.pop_all(), page_size=page_size, **options)
