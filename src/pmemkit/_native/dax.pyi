@@ -8,10 +8,11 @@ use.
 from collections.abc import Sequence
 from typing import Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from pmemkit._native.media import Medium
 
+@disjoint_base
 class Mapping:
     """A range of a medium. As a buffer it is all of its bytes."""
 

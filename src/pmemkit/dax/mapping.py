@@ -209,6 +209,8 @@ class Mapping(native.Mapping):
             with fresh.open("xb") as file:
                 file.truncate(len(self))
             opened = open_medium(fresh)
+            # What is written to the copy is counted from its first user on.
+            opened.wear = None
             try:
                 self.snapshot_into(opened.medium)
                 opened.sync_file()
