@@ -1,5 +1,6 @@
 """Direct mappings on a real kernel: a device DAX, files on ext4 and xfs with -o dax; one boot."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from pmemkit.bus import machine_of, observe
 MIB = 1 << 20
 LABEL_SIZE = 128 << 10
 DRIVER = Path(__file__).with_name("dax_driver.py")
+PATTERN = random.Random(8).randbytes(MIB + 8192)
+COPIED_TO = 8 * MIB
 
 STEPS = {
     "make": """
@@ -21,6 +24,7 @@ STEPS = {
         ndctl create-namespace -m devdax -s 16M
         ndctl create-namespace -m fsdax -s 64M
         ndctl create-namespace -m fsdax -s 320M
+        ndctl create-namespace -m raw -s 32M
         ls /dev/dax0.* /dev/pmem0*""",
     "mounts": """
         mkfs.ext4 -q -b 4096 /dev/pmem0.1
@@ -31,6 +35,20 @@ STEPS = {
         grep -c dax=always /proc/mounts""",
     "maps": "python3 /in/dax_driver.py /dev/dax0.0 /run/ext4/pool /run/xfs/pool",
     "unmount": "umount /run/ext4 /run/xfs",
+    "plain": """
+        mkdir /run/plain
+        mount -t ext4 /dev/pmem0.1 /run/plain
+        cp /in/pattern /run/plain/pattern
+        sync""",
+    "to_dax": f"pmem copy /run/plain/pattern /dev/dax0.0 --seek {COPIED_TO} --direct on --json",
+    "from_dax": f"""
+        pmem copy --input /dev/dax0.0 --skip {COPIED_TO} --len {len(PATTERN)} \\
+            --output /run/plain/back --direct on --json""",
+    "same": "cmp /in/pattern /run/plain/back",
+    "to_pmem": "pmem copy /run/plain/pattern /dev/pmem0.3 --direct on --json",
+    "from_pmem": f"""
+        pmem copy --input /dev/pmem0.3 --len {len(PATTERN)} --output - | cmp /in/pattern -
+        umount /run/plain""",
 }
 
 
@@ -38,7 +56,7 @@ STEPS = {
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dax") / "a.img"
     with path.open("wb") as file:
-        file.truncate(416 * MIB + LABEL_SIZE)
+        file.truncate(448 * MIB + LABEL_SIZE)
     return path
 
 
@@ -49,7 +67,7 @@ def booted(guest: Guest, python_layers: None, image: Path) -> Result:
         STEPS,
         python=True,
         memory="2G",
-        files={"dax_driver.py": DRIVER.read_bytes()},
+        files={"dax_driver.py": DRIVER.read_bytes(), "pattern": PATTERN},
         timeout_seconds=240,
     )
 
@@ -130,3 +148,22 @@ def test_files_on_dax_mounts_left_their_bytes_in_the_namespace(maps, image, kind
         data = bytes(mapping)
     for text in (f"copied {kind}", f"stored {kind}", f"both 1 {kind}", f"both 2 {kind}"):
         assert text.encode() in data, text
+
+
+def test_copies_to_and_from_device_dax_go_around_the_page_cache(booted, image):
+    booted["plain"].check()
+    for step in ("to_dax", "from_dax"):
+        report = booted[step].check().json()
+        assert report["engine"] in ("io_uring", "threads"), report
+        assert (report["direct_bytes"], report["buffered_bytes"]) == (len(PATTERN), 0), report
+    booted["same"].check()
+    with pmemkit.map(_namespace(image, "devdax", 0), read_only=True) as mapping:
+        assert mapping.read(COPIED_TO, len(PATTERN)) == PATTERN
+
+
+def test_copies_to_a_block_device_are_in_its_namespace(booted, image):
+    report = booted["to_pmem"].check().json()
+    assert report["direct_bytes"] == len(PATTERN), report
+    booted["from_pmem"].check()
+    with pmemkit.map(_namespace(image, "raw", 0), read_only=True) as mapping:
+        assert mapping.read(0, len(PATTERN)) == PATTERN
