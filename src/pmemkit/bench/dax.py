@@ -7,14 +7,14 @@
 - ``sparse``: a sparse image of 1 TiB of which 1,000 random pages are stored to; and the memory that
   mapping it takes of ours.
 
-What this does not do: faults and copying, which are suites of their own beside this one
-(:data:`MORE` names them).
+- ``faults``: of mappings that fill themselves, see :mod:`pmemkit.bench._faults`.
+- ``file to region``, ``region to region``: see :mod:`pmemkit.bench._copying`.
+
+What this does not do: judge.
 """
 
 import argparse
 import ctypes
-import importlib
-import importlib.util
 import mmap
 import os
 import random
@@ -24,10 +24,11 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import pmemkit
 from pmemkit import _native
+from pmemkit.bench._copying import copying
+from pmemkit.bench._faults import measure as faults
 from pmemkit.bench._runner import (
     Options,
     Report,
@@ -38,10 +39,7 @@ from pmemkit.bench._runner import (
 from pmemkit.errors import PmemError
 from pmemkit.units import format_size
 
-__all__ = ["MORE", "main"]
-
-MORE: Final = ("_faults", "_copying")
-"""Modules of this package with further cases: each has a ``measure(report, options)``."""
+__all__ = ["main"]
 
 _LIBPMEM = "libpmem.so.1"
 _SIZES = (64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
@@ -235,9 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _sync(report, options)
         with tempfile.TemporaryDirectory(dir=found.directory) as scratch:
             _sparse(report, options, Path(scratch))
-        for name in MORE:
-            if importlib.util.find_spec(f"pmemkit.bench.{name}") is not None:
-                importlib.import_module(f"pmemkit.bench.{name}").measure(report, options)
+        faults(report, options)
+        copying(report, options)
         report.write([_LIBPMEM])
     except PmemError as failure:
         print(f"pmem bench: {failure}", file=sys.stderr)
