@@ -9,7 +9,6 @@
 //!
 //! What this does not do: fault around, huge pages.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
@@ -104,8 +103,7 @@ fn bare(same: &Same, threads: usize, pages: u64, len: u64) -> Result<f64> {
     let start = sys::map(Ground::Private, len, page, false)? as u64;
     let _memory = Memory { start, len };
     uffd.register(start, len, mode::MISSING)?;
-    let ended = AtomicBool::new(false);
-    let source = same.0.as_ptr() as u64;
+    let (source, end) = (same.0.as_ptr() as u64, start + pages * page);
     Ok(std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -113,14 +111,14 @@ fn bare(same: &Same, threads: usize, pages: u64, len: u64) -> Result<f64> {
                 while uffd.take(&mut message).is_ok() {
                     let address = message[0].address().unwrap_or(start);
                     uffd.copy(address / page * page, source, page, false, true);
-                    if ended.load(Ordering::Acquire) {
+                    // Each page behind the others ends the one that handled it.
+                    if address >= end {
                         break;
                     }
                 }
             });
         }
         let spent = touch(start, threads, pages);
-        ended.store(true, Ordering::Release);
         (pages..pages + threads as u64).for_each(|each| store(start + each * page));
         spent
     }))
