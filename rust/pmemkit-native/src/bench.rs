@@ -140,6 +140,12 @@ pub mod bench {
     }
 
     #[pyfunction]
+    fn faults_ns(py: Python<'_>, handlers: &str, threads: usize, pages: u64) -> PyResult<f64> {
+        let handlers = core::Handlers::from_name(handlers).map_err(to_py)?;
+        py.detach(|| core::faults_ns(handlers, threads, pages)).map_err(to_py)
+    }
+
+    #[pyfunction]
     #[pyo3(signature = (pattern, order, threads, count, *, library=None, magazines=true,
                         persistent=false))]
     #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python function.

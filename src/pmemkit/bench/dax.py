@@ -6,9 +6,11 @@
 - ``sync``: 1 GiB with 1 % of its pages dirty against writing all of it back.
 - ``sparse``: a sparse image of 1 TiB of which 1,000 random pages are stored to; and the memory that
   mapping it takes of ours.
-- ``file to region …``, ``region to region``: copies, as :mod:`pmemkit.bench._copying` says.
 
-What this does not do: faults.
+- ``faults``: of mappings that fill themselves, see :mod:`pmemkit.bench._faults`.
+- ``file to region``, ``region to region``: see :mod:`pmemkit.bench._copying`.
+
+What this does not do: judge.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from pathlib import Path
 import pmemkit
 from pmemkit import _native
 from pmemkit.bench._copying import copying
+from pmemkit.bench._faults import measure as faults
 from pmemkit.bench._runner import (
     Options,
     Report,
@@ -230,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _sync(report, options)
         with tempfile.TemporaryDirectory(dir=found.directory) as scratch:
             _sparse(report, options, Path(scratch))
+        faults(report, options)
         copying(report, options)
         report.write([_LIBPMEM])
     except PmemError as failure:

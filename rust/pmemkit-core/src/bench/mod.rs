@@ -8,6 +8,7 @@
 //! What this does not do: take turns between the two sides, judge the result, run inside CI.
 
 mod blocks;
+mod faults;
 mod frames;
 mod lifetime;
 mod sectors;
@@ -22,6 +23,7 @@ use crate::media::{Granularity, Mapped, Medium, Store};
 use crate::sg::Segment;
 
 pub use blocks::PlainCopy;
+pub use faults::{faults_ns, Handlers};
 pub use frames::{frames_ns, FramesPlan, Pattern};
 pub use lifetime::{lifetime, Lifetime, Limit};
 pub use sectors::{sectors_ns, Floor, Ours, Pmemblk, Sectors};

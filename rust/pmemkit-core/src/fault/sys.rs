@@ -295,6 +295,15 @@ impl Uffd {
         // SAFETY: two pollfds. Whatever it answers, the caller looks for itself.
         unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
     }
+
+    /// From now on [`Uffd::take`] waits: for a loop that knows no end.
+    pub fn blocking(&self) -> Result<()> {
+        // SAFETY: takes numbers.
+        if unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, 0) } < 0 {
+            return Err(Error::last_os("fault", "fcntl"));
+        }
+        Ok(())
+    }
 }
 
 const fn mode_of(protect: bool, wake: bool) -> u64 {
