@@ -122,7 +122,8 @@ def _stat_lines(stat: dict[str, Any]) -> list[str]:
 
 def _region_lines(region: dict[str, Any], block_size: int) -> list[str]:
     used = sum(block["used"] for block in region["blocks"])
-    notes = [f"writers by {region['writers']}"]
+    notes = [f"rank {region['rank']}", f"weight {region['weight']}"]
+    notes += [f"writers by {region['writers']}"]
     notes += ["named arrays"] if region["names"] else []
     notes += ["TRUNCATED"] if region["truncated"] else []
     shown = "".join(_block_mark(block, block_size) for block in region["blocks"][:_BLOCKS_SHOWN])

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, NotSupported, PmemError
+from pmemkit.memory import tiers
 from pmemkit.memory.control import ControlServer
 from pmemkit.memory.named import NamedArrays
 from pmemkit.memory.provider import Block, Provider, RegionProvider
@@ -46,7 +47,7 @@ __all__ = ["BLOCK_SIZE", "MemoryPool", "Migration", "Placement", "Zeroing"]
 BLOCK_SIZE = 128 << 20
 """Bytes of a memory block, unless the pool is made with others: Linux's own on most machines."""
 
-Placement = Literal["local", "interleave"]
+Placement = Literal["local", "preferred", "interleave"]
 Zeroing = Literal["asked", "allocate", "free"]
 _Progress = Callable[[int, int], object]
 _Shape = int | tuple[int, ...]
@@ -84,20 +85,21 @@ class MemoryPool:
         catch_with: Literal["best", "signal"] = "best",
         progress_every: float = 0.1,
     ) -> None:
-        """``placement``: ``local`` fills regions by rank, ``interleave`` spreads large extents over
-        all of them in granules. ``zeroing``: bytes are zeroes only where they are ``asked`` for,
-        whenever they are handed out (``allocate``), or cleared when they are given back (``free``).
-        ``limit``: bytes that may be in use. ``catch_with``: how writers are made to wait while
-        their memory moves; see docs/memory-pools.md. ``progress_every``: seconds between two calls
-        of a progress callback.
+        """``placement``: ``local``, or ``preferred``, fills regions by rank, ``interleave`` spreads
+        large extents over all of them in granules. ``zeroing``: bytes are zeroes only where they
+        are ``asked`` for, whenever they are handed out (``allocate``), or cleared when they are
+        given back (``free``). ``limit``: bytes that may be in use. ``catch_with``: how writers are
+        made to wait while their memory moves; see docs/memory-pools.md. ``progress_every``: seconds
+        between two calls of a progress callback.
         """
         from pmemkit._native import memory
 
-        if placement not in ("local", "interleave"):
-            raise InvalidArgument(f"placement {placement!r} is none of local, interleave")
+        if placement not in ("local", "preferred", "interleave"):
+            text = f"placement {placement!r} is none of local, preferred, interleave"
+            raise InvalidArgument(text)
         self._open_core: Pool | None = memory.Pool(
             block_size=_bytes(block_size),
-            placement="preferred" if placement == "local" else "interleave",
+            placement="interleave" if placement == "interleave" else "preferred",
             granule=_bytes(granule),
             zeroing=zeroing,
             limit=None if limit is None else _bytes(limit),
@@ -187,6 +189,7 @@ class MemoryPool:
         return any(os.fspath(each.spec.path) == path for each in self._members.values())
 
     def _join(self, member: Opened) -> None:
+        tiers.require_sound(member.spec)
         named = None
         start, size = member.start, member.size
         claimed: list[tuple[int, int]] = []
@@ -199,8 +202,8 @@ class MemoryPool:
             member.name,
             offset=start,
             length=size,
-            rank=member.spec.rank,
-            weight=member.spec.weight,
+            rank=tiers.rank_of(member.spec),
+            weight=tiers.weight_of(member.spec),
             sealed=member.sealed,
             large_pages=member.spec.large_pages,
             claimed=claimed,
@@ -501,12 +504,18 @@ class MemoryPool:
             region["window"] = hex(region["window"])
             region["blocks"] = [{"state": state, "used": used} for state, used in region["blocks"]]
             region["names"] = region["name"] in self._named
+            region |= self._attributes(region["name"])
         limit = {"placement": self.placement, "block_size": self.block_size}
         providers = [
             {"name": each.name, "cpu_addressable": each.cpu_addressable, "used": each.used()}
             for each in self._providers.values()
         ]
         return {**limit, "regions": regions, "providers": providers, **self._core.stats()}
+
+    def _attributes(self, name: str) -> dict[str, float | None]:
+        member = self._members.get(name)
+        known = ("latency_ns", "bandwidth", "distance")
+        return {each: getattr(member.spec, each) if member else None for each in known}
 
     def map(self) -> list[dict[str, Any]]:
         """Every extent: address, length, where its bytes are."""

@@ -29,14 +29,20 @@ class RegionSpec:
     ``hugetlb:1G``."""
     name: str | None = None
     """What it is called in the pool; the path where nothing is said."""
-    rank: int = 0
-    """Regions of a smaller rank are filled first: the distance, if you like."""
-    weight: int = 1
-    """Its share of what is interleaved."""
+    rank: int | None = None
+    """Regions of a smaller rank are filled first; by default what latency or distance say."""
+    weight: int | None = None
+    """Its share of what is interleaved; by default what the bandwidth says."""
     names: bool = False
     """It has named arrays: a directory at its start, made where there is none yet."""
     large_pages: bool = True
     """Ask the kernel for large pages."""
+    latency_ns: float | None = None
+    """Nanoseconds of a load."""
+    bandwidth: float | None = None
+    """Bytes a second."""
+    distance: int | None = None
+    """As the SLIT has it: 10 is local."""
 
 
 @dataclass(slots=True)
