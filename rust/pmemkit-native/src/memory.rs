@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmemkit_core::error::{Error, Kind};
+use pmemkit_core::frames::Place;
 use pmemkit_core::memory as core;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 
 use crate::error::to_py;
+use crate::media::Medium;
 use crate::numpy;
 
 fn refuse(text: String) -> PyErr {
@@ -129,7 +131,7 @@ impl Pool {
     }
 
     #[pyo3(signature = (fd, name, *, offset, length, rank=0, weight=1, sealed=false,
-                        large_pages=true, claimed=vec![]))]
+                        large_pages=true, claimed=vec![], map=None))]
     #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python method.
     fn add(
         &self,
@@ -143,6 +145,7 @@ impl Pool {
         sealed: bool,
         large_pages: bool,
         claimed: Vec<(u64, u64)>,
+        map: Option<(Bound<'_, Medium>, u64)>,
     ) -> PyResult<u32> {
         if fd < 0 {
             return Err(refuse(format!("{fd} is not a file descriptor")));
@@ -150,8 +153,23 @@ impl Pool {
         // SAFETY: the caller of the Python method keeps the descriptor open during the call.
         let file = unsafe { BorrowedFd::borrow_raw(fd) };
         let len = length;
-        let options =
-            core::RegionOptions { name, offset, len, rank, weight, sealed, large_pages, claimed };
+        let map = map.map(|(medium, end)| {
+            let medium = medium.get().inner.clone();
+            let length = medium.len();
+            let place = Place { medium, offset: 0, length, persistent: false };
+            core::MapPlace { place, end }
+        });
+        let options = core::RegionOptions {
+            name,
+            offset,
+            len,
+            rank,
+            weight,
+            sealed,
+            large_pages,
+            claimed,
+            map,
+        };
         py.detach(|| self.inner.add(file, options)).map_err(to_py)
     }
 
@@ -304,6 +322,9 @@ fn region_dict<'py>(py: Python<'py>, info: &core::RegionInfo) -> PyResult<Bound<
     found.set_item("rank", info.rank)?;
     found.set_item("weight", info.weight)?;
     found.set_item("truncated", info.truncated)?;
+    found.set_item("map", if info.map_in_region { "dev" } else { "mem" })?;
+    found.set_item("map_bytes", info.map_bytes)?;
+    found.set_item("map_stores", info.map_stores)?;
     let blocks = info.blocks.iter();
     let blocks: Vec<_> =
         blocks.map(|(state, used)| (state.name(), used * core::FRAME_SIZE)).collect();
