@@ -21,6 +21,8 @@ from pmemkit.namespace.label_verbs import init_labels
 
 MIB = 1 << 20
 LABEL_SIZE = 128 << 10
+SIZE = 512 * MIB
+"""Of a namespace. For less than a section of 128 MiB the kernel takes its page map from DRAM."""
 MODES = ("fsdax", "devdax")
 BLOCK = "8M"
 
@@ -40,7 +42,6 @@ spec = RegionSpec(device, "dax", names=True)
 with MemoryPool([spec], block_size="8M") as pool:
     region = pool.stat()["regions"][0]
     names = sorted(pool)
-plain = RegionSpec(device, "dax", names=False)
 with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
     held = [pool.alloc(2 * MIB, region="dax") for _ in range(4)]
     for number, buffer in enumerate(held):
@@ -64,7 +65,7 @@ with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
 
 STEPS = {
     "list": "ndctl list -N",
-    "pool": "python3 /in/program /dev/$(ndctl list -N | grep -o 'dax[0-9.]*' | head -n 1)",
+    "pool": "python3 /in/program /dev/dax*.*",
 }
 
 
@@ -72,11 +73,11 @@ STEPS = {
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pools") / "dimm.img"
     with path.open("wb") as file:
-        file.truncate(160 * MIB + LABEL_SIZE)
+        file.truncate(2 * SIZE + LABEL_SIZE)
     with open_images(machine_of([path], label_size=LABEL_SIZE)) as images:
         init_labels(images, 0)
         for mode in MODES:
-            create(images, None, Wish(mode=mode, size=64 * MIB, map="dev", align=2 * MIB))
+            create(images, None, Wish(mode=mode, size=SIZE, map="dev", align=2 * MIB))
     for number, mode in enumerate(MODES):
         with open_pool(path, number) as pool:
             pool.create(mode, 100_000, "u4")[:] = np.arange(100_000) * (number + 3)

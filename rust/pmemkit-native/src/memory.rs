@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pmemkit_core::error::{Error, Kind};
 use pmemkit_core::frames::Place;
 use pmemkit_core::memory as core;
+use pmemkit_core::memory::RegionOptions;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
@@ -24,6 +25,22 @@ fn refuse(text: String) -> PyErr {
 #[pyclass(frozen, module = "pmemkit._native.memory")]
 pub struct Pool {
     inner: Arc<core::Pool>,
+}
+
+/// # Safety
+/// The descriptor stays open as long as what is given back is used.
+unsafe fn borrowed<'a>(fd: RawFd) -> PyResult<BorrowedFd<'a>> {
+    if fd < 0 {
+        return Err(refuse(format!("{fd} is not a file descriptor")));
+    }
+    // SAFETY: not -1, and the caller vouches for the rest.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+fn map_place((medium, end): (Bound<'_, Medium>, u64)) -> core::MapPlace {
+    let medium = medium.get().inner.clone();
+    let length = medium.len();
+    core::MapPlace { place: Place { medium, offset: 0, length, persistent: false }, end }
 }
 
 fn placement_of(name: &str, granule: u64) -> PyResult<core::Placement> {
@@ -147,29 +164,11 @@ impl Pool {
         claimed: Vec<(u64, u64)>,
         map: Option<(Bound<'_, Medium>, u64)>,
     ) -> PyResult<u32> {
-        if fd < 0 {
-            return Err(refuse(format!("{fd} is not a file descriptor")));
-        }
         // SAFETY: the caller of the Python method keeps the descriptor open during the call.
-        let file = unsafe { BorrowedFd::borrow_raw(fd) };
-        let len = length;
-        let map = map.map(|(medium, end)| {
-            let medium = medium.get().inner.clone();
-            let length = medium.len();
-            let place = Place { medium, offset: 0, length, persistent: false };
-            core::MapPlace { place, end }
-        });
-        let options = core::RegionOptions {
-            name,
-            offset,
-            len,
-            rank,
-            weight,
-            sealed,
-            large_pages,
-            claimed,
-            map,
-        };
+        let file = unsafe { borrowed(fd)? };
+        let (len, map) = (length, map.map(map_place));
+        let options =
+            RegionOptions { name, offset, len, rank, weight, sealed, large_pages, claimed, map };
         py.detach(|| self.inner.add(file, options)).map_err(to_py)
     }
 
