@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pmemkit_core::error::{Error, Kind};
+use pmemkit_core::frames::Place;
 use pmemkit_core::memory as core;
+use pmemkit_core::memory::RegionOptions;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
 
 use crate::error::to_py;
+use crate::media::Medium;
 use crate::numpy;
 
 fn refuse(text: String) -> PyErr {
@@ -22,6 +25,22 @@ fn refuse(text: String) -> PyErr {
 #[pyclass(frozen, module = "pmemkit._native.memory")]
 pub struct Pool {
     inner: Arc<core::Pool>,
+}
+
+/// # Safety
+/// The descriptor stays open as long as what is given back is used.
+unsafe fn borrowed<'a>(fd: RawFd) -> PyResult<BorrowedFd<'a>> {
+    if fd < 0 {
+        return Err(refuse(format!("{fd} is not a file descriptor")));
+    }
+    // SAFETY: not -1, and the caller vouches for the rest.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+fn map_place((medium, end): (Bound<'_, Medium>, u64)) -> core::MapPlace {
+    let medium = medium.get().inner.clone();
+    let length = medium.len();
+    core::MapPlace { place: Place { medium, offset: 0, length, persistent: false }, end }
 }
 
 fn placement_of(name: &str, granule: u64) -> PyResult<core::Placement> {
@@ -129,7 +148,7 @@ impl Pool {
     }
 
     #[pyo3(signature = (fd, name, *, offset, length, rank=0, weight=1, sealed=false,
-                        large_pages=true, claimed=vec![]))]
+                        large_pages=true, claimed=vec![], map=None))]
     #[allow(clippy::too_many_arguments)] // The keyword arguments of the Python method.
     fn add(
         &self,
@@ -143,15 +162,13 @@ impl Pool {
         sealed: bool,
         large_pages: bool,
         claimed: Vec<(u64, u64)>,
+        map: Option<(Bound<'_, Medium>, u64)>,
     ) -> PyResult<u32> {
-        if fd < 0 {
-            return Err(refuse(format!("{fd} is not a file descriptor")));
-        }
         // SAFETY: the caller of the Python method keeps the descriptor open during the call.
-        let file = unsafe { BorrowedFd::borrow_raw(fd) };
-        let len = length;
+        let file = unsafe { borrowed(fd)? };
+        let (len, map) = (length, map.map(map_place));
         let options =
-            core::RegionOptions { name, offset, len, rank, weight, sealed, large_pages, claimed };
+            RegionOptions { name, offset, len, rank, weight, sealed, large_pages, claimed, map };
         py.detach(|| self.inner.add(file, options)).map_err(to_py)
     }
 
@@ -304,6 +321,9 @@ fn region_dict<'py>(py: Python<'py>, info: &core::RegionInfo) -> PyResult<Bound<
     found.set_item("rank", info.rank)?;
     found.set_item("weight", info.weight)?;
     found.set_item("truncated", info.truncated)?;
+    found.set_item("map", if info.map_in_region { "dev" } else { "mem" })?;
+    found.set_item("map_bytes", info.map_bytes)?;
+    found.set_item("map_stores", info.map_stores)?;
     let blocks = info.blocks.iter();
     let blocks: Vec<_> =
         blocks.map(|(state, used)| (state.name(), used * core::FRAME_SIZE)).collect();

@@ -10,6 +10,8 @@ from typing import Any, Self, final
 
 from typing_extensions import Buffer as _Buffer
 
+from pmemkit._native.media import Medium
+
 SMALL_MAX: int
 """Objects up to this many bytes lie in slabs."""
 
@@ -70,9 +72,11 @@ class Pool:
         sealed: bool = False,
         large_pages: bool = True,
         claimed: list[tuple[int, int]] = ...,
+        map: tuple[Medium, int] | None = None,
     ) -> int:
         """Adds a range of an open file; the descriptor is duplicated. ``sealed``: its length cannot
-        change. ``claimed`` are runs of frames that are fixed extents from the start."""
+        change. ``claimed`` are runs of frames that are fixed extents from the start. ``map`` are
+        the bytes of the file that the page map goes to, and where they end in it."""
 
     def allocate(
         self,

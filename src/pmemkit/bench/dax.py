@@ -6,7 +6,6 @@
 - ``sync``: 1 GiB with 1 % of its pages dirty against writing all of it back.
 - ``sparse``: a sparse image of 1 TiB of which 1,000 random pages are stored to; and the memory that
   mapping it takes of ours.
-
 - ``faults``: of mappings that fill themselves, see :mod:`pmemkit.bench._faults`.
 - ``file to region``, ``region to region``: see :mod:`pmemkit.bench._copying`.
 

@@ -125,6 +125,7 @@ def _facts(options: argparse.Namespace) -> dict[str, Any]:
             "page_tables_bytes": page_tables_bytes(region.size, leaf),
             "page_map": here.claim.map if here is not None and mapped else "none",
             "page_map_bytes": _page_map_bytes(here) if here is not None and mapped else 0,
+            "pool_map": _pool_map(here) if here is not None and mapped else None,
             "data_bytes": data,
             "hole_bytes": holes,
             "allocated_bytes": _allocated(opened),
@@ -177,6 +178,13 @@ def _page_map_bytes(here: "ImageNamespace") -> int:
 
     info = here.claim.info
     return 0 if info is None or isinstance(info, BttInfo) else info.npfns * DESCRIPTOR_SIZE
+
+
+def _pool_map(here: "ImageNamespace") -> dict[str, Any]:
+    """What the page map of a pool over the namespace takes beside that of Linux."""
+    from pmemkit.memory.page_map import bill
+
+    return bill(here.claim.size or 0, "dev" if here.claim.map == "dev" else "mem")
 
 
 def _namespace_facts(here: "ImageNamespace") -> dict[str, Any]:
@@ -278,6 +286,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         ),
         ("page tables", f"{tables} when all of it is mapped"),
         ("page map", _page_map_line(facts)),
+        *(("", each) for each in _pool_map_lines(facts["pool_map"])),
         (
             "CPU",
             f"{facts['cpu_flush']}, {facts['cpu_copy']}, non-temporal copies from "
@@ -291,7 +300,24 @@ def _page_map_line(facts: dict[str, Any]) -> str:
     if facts["page_map"] == "none":
         return "none; storage never has one"
     where = "in the namespace, before its data" if facts["page_map"] == "dev" else "in DRAM"
-    return f"{facts['page_map']}: {format_size(facts['page_map_bytes'])} {where}"
+    return f"{facts['page_map']}: Linux {format_size(facts['page_map_bytes'])} {where}"
+
+
+def _pool_map_lines(bill: dict[str, Any] | None) -> list[str]:
+    if bill is None:
+        return []
+    ours, linux = bill["frame_bytes"], bill["linux_frame_bytes"]
+    lines = [
+        f"a pool {bill['bytes']} bytes, {bill['percent']:.3f} % of the data ({ours} a frame); "
+        f"Linux {bill['linux_bytes']}, {bill['linux_percent']:.2f} % ({linux} a frame)"
+    ]
+    if bill["placement"] == "mem":
+        return [*lines, "it writes nothing to the media"]
+    return [
+        *lines,
+        f"it writes {bill['media_bytes_at_open']} bytes to the media at open, then a byte or more "
+        "for each run of frames that is taken or given back, and never flushes",
+    ]
 
 
 def _namespace_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -32,6 +32,7 @@ from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, NotSupported,
 from pmemkit.memory import tiers
 from pmemkit.memory.control import ControlServer
 from pmemkit.memory.named import NamedArrays
+from pmemkit.memory.page_map import bill_of, open_map
 from pmemkit.memory.provider import Block, Provider, RegionProvider
 from pmemkit.memory.regions import Opened, RegionSpec, open_region_of
 from pmemkit.units import parse_size
@@ -207,6 +208,7 @@ class MemoryPool:
             sealed=member.sealed,
             large_pages=member.spec.large_pages,
             claimed=claimed,
+            map=open_map(member, size, self.block_size),
         )
         if named is not None:
             named.join(self._core, member.id)
@@ -505,6 +507,7 @@ class MemoryPool:
             region["blocks"] = [{"state": state, "used": used} for state, used in region["blocks"]]
             region["names"] = region["name"] in self._named
             region |= self._attributes(region["name"])
+            region["page_map"] = bill_of(region)
         limit = {"placement": self.placement, "block_size": self.block_size}
         providers = [
             {"name": each.name, "cpu_addressable": each.cpu_addressable, "used": each.used()}

@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pmemkit.bus.locate import locate, require_whole, split_namespace
+from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
 from pmemkit.errors import Closed, InvalidArgument
 from pmemkit.formats.pool import Directory
 from pmemkit.media.provider import OpenedMedium, memory_spec, open_medium
+from pmemkit.memory.page_map import MapPlacement, area_of
 
 if TYPE_CHECKING:
     from pmemkit._native.media import Medium
@@ -43,6 +44,9 @@ class RegionSpec:
     """Bytes a second."""
     distance: int | None = None
     """As the SLIT has it: 10 is local."""
+    map: MapPlacement | None = None
+    """Where the page map is: ``mem``, in DRAM, or ``dev``, in the namespace in front of its data.
+    What the info block of the namespace says where nothing is said, and DRAM without one."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Opened:
     size: int
     sealed: bool
     """Nobody else can change its length."""
+    map_area: tuple[int, int] | None = None
+    """Bytes of its file that a page map in the namespace may take: offset and length."""
     directory: Directory | None = None
     id: int = -1
     """The number the core gave it."""
@@ -99,25 +105,26 @@ def open_region_of(
     if memory is not None and spec.names:
         text = "named arrays survive the process, its own memory does not: name a file or device"
         raise InvalidArgument(text, op="add", path=path)
-    target, part = _range_of(path)
+    target, part, place = _range_of(path)
+    area = area_of(spec.map, place, path)
     opened = open_medium(target, read_only=read_only, locking="on" if locking else "off", part=part)
     start, size = part or (0, len(opened.medium))
     name = spec.name or os.fspath(spec.path)
-    return Opened(spec, name, opened, start, size, sealed=memory is not None)
+    return Opened(spec, name, opened, start, size, sealed=memory is not None, map_area=area)
 
 
-def _range_of(path: str) -> tuple[str, tuple[int, int] | None]:
-    """The file of a path, and the part of it that is meant."""
+def _range_of(path: str) -> tuple[str, tuple[int, int] | None, Place | None]:
+    """The file of a path, the part of it that is meant, and the namespace that this is."""
     named = split_namespace(path)
     if named is not None and not os.path.lexists(path):
         place = locate(*named)
         if place.mode not in _MODES:
             text = f"a namespace of mode {place.mode} is storage; memory takes {', '.join(_MODES)}"
             raise InvalidArgument(text, op="add", path=path)
-        return place.path, (place.offset, place.length)
+        return place.path, (place.offset, place.length), place
     if memory_spec(path) is not None:
-        return path, None
+        return path, None, None
     if os.path.isfile(path):  # noqa: PTH113 - a path as it was given
         require_whole(path)
-        return path, (0, os.stat(path).st_size)  # noqa: PTH116 - the same
-    return path, None
+        return path, (0, os.stat(path).st_size), None  # noqa: PTH116 - the same
+    return path, None, None

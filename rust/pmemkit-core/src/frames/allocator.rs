@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::areas::{Areas, FRAMES};
 use super::durable::{Durable, Held};
-use super::map::{self, PageMap, NOTHING};
+use super::map::{self, Notes, PageMap, NOTHING};
 use super::plant::Plant;
 use super::slot::Slot;
 use super::sync::{fence_all, KEPT};
@@ -65,7 +65,7 @@ impl Allocator {
     /// An allocator whose page map is in DRAM.
     pub fn new(frames: u64, options: Options) -> Result<Allocator> {
         refuse_no_frames(frames)?;
-        let map = PageMap::new(Table::new(frames as usize)?, None);
+        let map = PageMap::new(Table::new(frames as usize)?, Notes::Nothing);
         Allocator::with_map(frames, options, map, true)
     }
 
@@ -88,10 +88,11 @@ impl Allocator {
                 place.medium.zero(at, frames)?;
             }
             let bytes = Table::over(place.medium.clone(), at, frames as usize)?;
-            return Allocator::with_map(frames, options, PageMap::new(bytes, None), false);
+            let map = PageMap::new(bytes, Notes::Count(AtomicU64::new(0)));
+            return Allocator::with_map(frames, options, map, false);
         }
         let changed = Table::new(frames.div_ceil(64 * map::LINE) as usize)?;
-        let map = PageMap::new(Table::new(frames as usize)?, Some(changed));
+        let map = PageMap::new(Table::new(frames as usize)?, Notes::Lines(changed));
         let options = Options { magazines: false, ..options };
         let mut made = Allocator::with_map(frames, options, map, true)?;
         let durable = Durable::open(place, frames, plant, &made.map)?;
@@ -596,6 +597,12 @@ impl Allocator {
     /// Bytes of these that are in DRAM.
     pub fn dram_bytes(&self) -> u64 {
         self.metadata_bytes() - if self.map_in_dram { 0 } else { self.frames }
+    }
+
+    /// Stores to a map in the region since it was made, a byte each; what clearing it stored is not
+    /// among them. 0 for one in DRAM and for one that a flush brings to media.
+    pub fn map_stores(&self) -> u64 {
+        self.map.stores()
     }
 
     /// How the free frames lie.

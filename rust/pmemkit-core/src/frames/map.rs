@@ -131,16 +131,34 @@ pub fn bytes_of(first: u64, count: u64) -> impl Iterator<Item = (u64, u8)> {
     std::iter::once((first, if whole { code(order) } else { RUN })).chain(rest)
 }
 
-/// The page map, and which of its lines changed since they were on media.
+/// What is kept of stores to a map.
+pub enum Notes {
+    /// Nothing: the map is in DRAM.
+    Nothing,
+    /// Which lines changed since they were on media.
+    Lines(Table<AtomicU64>),
+    /// How many there were: each changes a byte of the region.
+    Count(AtomicU64),
+}
+
+/// The page map.
 pub struct PageMap {
     bytes: Table<AtomicU8>,
-    changed: Option<Table<AtomicU64>>,
+    notes: Notes,
 }
 
 impl PageMap {
     /// A map of zero bytes.
-    pub fn new(bytes: Table<AtomicU8>, changed: Option<Table<AtomicU64>>) -> PageMap {
-        PageMap { bytes, changed }
+    pub fn new(bytes: Table<AtomicU8>, notes: Notes) -> PageMap {
+        PageMap { bytes, notes }
+    }
+
+    /// Stores to a map that is in the region so far.
+    pub fn stores(&self) -> u64 {
+        match &self.notes {
+            Notes::Count(stores) => stores.load(Ordering::Relaxed),
+            Notes::Nothing | Notes::Lines(_) => 0,
+        }
     }
 
     /// The byte of a frame.
@@ -151,9 +169,15 @@ impl PageMap {
 
     #[inline]
     fn note(&self, frame: u64) {
-        if let Some(changed) = &self.changed {
-            let line = frame / LINE;
-            changed[(line / 64) as usize].fetch_or(1 << (line % 64), Ordering::Release);
+        match &self.notes {
+            Notes::Nothing => {}
+            Notes::Lines(changed) => {
+                let line = frame / LINE;
+                changed[(line / 64) as usize].fetch_or(1 << (line % 64), Ordering::Release);
+            }
+            Notes::Count(stores) => {
+                stores.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -283,7 +307,7 @@ impl PageMap {
 
     /// Tells of each line that changed, and forgets it.
     pub fn take_changed(&self, mut line: impl FnMut(u64)) {
-        let Some(changed) = &self.changed else { return };
+        let Notes::Lines(changed) = &self.notes else { return };
         for (index, word) in changed.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;

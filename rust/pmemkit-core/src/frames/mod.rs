@@ -123,6 +123,13 @@ pub struct Place {
     pub persistent: bool,
 }
 
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Place { offset, length, persistent, .. } = self;
+        write!(f, "Place {{ offset: {offset}, length: {length}, persistent: {persistent} }}")
+    }
+}
+
 /// How the free frames lie.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {

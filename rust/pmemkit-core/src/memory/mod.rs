@@ -27,7 +27,7 @@ mod tests;
 
 pub use evacuate::{Flow, Outcome, Progress, Work};
 pub use pool::{ExtentInfo, Options, Placement, Pool, PoolStats, Request, Zeroing};
-pub use region::{BlockState, RegionInfo, RegionOptions};
+pub use region::{BlockState, MapPlace, RegionInfo, RegionOptions};
 pub use slabs::SMALL_MAX;
 pub use sys::{mapping_counts, process_id};
 

@@ -286,7 +286,11 @@ impl Pool {
         let identity = sys::identity(file.as_fd())?;
         let mut state = locked(&self.state);
         refuse_overlap(&state, identity, &options, frames)?;
-        let runs = Runs::new(frames)?;
+        let file = Arc::new(file);
+        let runs = match &options.map {
+            None => Runs::new(frames)?,
+            Some(map) => Runs::over(frames, map, file.clone())?,
+        };
         let window = sys::reserve(frames * FRAME_SIZE, WINDOW_ALIGN.max(info.map_unit))?;
         let mut member = Member {
             unit: (info.map_unit / FRAME_SIZE).max(1),
@@ -298,7 +302,7 @@ impl Pool {
             own: !self.options.share_with_children,
             runs,
             blocks: vec![BlockState::Online; (frames / self.options.block_frames) as usize],
-            file: Arc::new(file),
+            file,
             options,
         };
         let mapped = self.map_member(&mut member);

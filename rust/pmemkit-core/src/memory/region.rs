@@ -14,6 +14,7 @@ use super::runs::Runs;
 use super::sys::FileIdentity;
 use super::{sys, FRAME_SIZE};
 use crate::error::{Error, Kind, Result};
+use crate::frames::Place;
 use crate::media;
 
 /// What [`super::Pool::add`] is told of a region.
@@ -36,6 +37,17 @@ pub struct RegionOptions {
     /// Frames that are in use from the start, as `(first, count)`: named arrays. Each becomes a
     /// fixed extent at its home.
     pub claimed: Vec<(u64, u64)>,
+    /// Where its page map is; in DRAM where nothing is said.
+    pub map: Option<MapPlace>,
+}
+
+/// A page map that is in the file of its region, in front of the frames.
+#[derive(Clone, Debug)]
+pub struct MapPlace {
+    /// The bytes of the medium that it may take.
+    pub place: Place,
+    /// Where these bytes end in the file.
+    pub end: u64,
 }
 
 /// The state of a memory block.
@@ -103,6 +115,12 @@ pub struct RegionInfo {
     pub blocks: Vec<(BlockState, u64)>,
     /// True when the file no longer reaches to the end of the region.
     pub truncated: bool,
+    /// The page map is in the region.
+    pub map_in_region: bool,
+    /// Bytes of the page map.
+    pub map_bytes: u64,
+    /// Stores to a page map in the region since it was made, a byte each.
+    pub map_stores: u64,
 }
 
 impl Member {
@@ -166,6 +184,9 @@ impl Member {
             weight: self.options.weight,
             blocks: blocks.map(|(index, &state)| (state, used(index))).collect(),
             truncated: self.check_length().is_err(),
+            map_in_region: self.options.map.is_some(),
+            map_bytes: self.runs.map_bytes(),
+            map_stores: self.runs.map_stores(),
         }
     }
 }

@@ -4,23 +4,55 @@
 //! 1. What was taken is an allocation of the allocator, run by run; parts of one may be returned.
 //! 2. Nothing is taken from a withdrawn range, and what is returned there stays out until
 //!    [`Runs::restore`].
+//! 3. A page map in the region is not touched once its file ends before it: nothing is taken then,
+//!    and nothing returned. Who cuts the file between the look and the touch gets SIGBUS.
 //!
 //! What this does not do: scale over threads (the pool's lock is held), know addresses.
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::region::MapPlace;
 use crate::error::Result;
 use crate::frames::{Allocator, Live, Options, ORDER_MAX};
+use crate::media;
+
+// Threads keep nothing back: who moves a block must know that it is empty.
+const OPTIONS: Options = Options { magazines: false, online: true };
 
 /// The free runs of one region.
 pub struct Runs {
     allocator: Allocator,
+    /// The file of a page map in the region, and where the map ends in it.
+    file: Option<(Arc<OwnedFd>, u64)>,
 }
 
 impl Runs {
     /// All of `frames` frames, free.
     pub fn new(frames: u64) -> Result<Runs> {
-        // Threads keep nothing back: who moves a block must know that it is empty.
-        let options = Options { magazines: false, online: true };
-        Ok(Runs { allocator: Allocator::new(frames, options)? })
+        Ok(Runs { allocator: Allocator::new(frames, OPTIONS)?, file: None })
+    }
+
+    /// The same with the page map in the region, made anew.
+    pub fn over(frames: u64, map: &MapPlace, file: Arc<OwnedFd>) -> Result<Runs> {
+        let allocator = Allocator::over(map.place.clone(), frames, OPTIONS)?;
+        Ok(Runs { allocator, file: Some((file, map.end)) })
+    }
+
+    /// True where the file was cut before the end of its page map.
+    fn is_gone(&self) -> bool {
+        let Some((file, end)) = &self.file else { return false };
+        media::sys::inspect(file.as_fd()).is_ok_and(|info| info.size < *end)
+    }
+
+    /// Bytes of the page map.
+    pub fn map_bytes(&self) -> u64 {
+        self.allocator.frames() * self.allocator.frame_bytes()
+    }
+
+    /// Stores to a page map in the region so far.
+    pub fn map_stores(&self) -> u64 {
+        self.allocator.map_stores()
     }
 
     /// Frames that may be handed out.
@@ -30,7 +62,7 @@ impl Runs {
 
     /// A free run whose start is a multiple of `align`.
     pub fn take(&mut self, count: u64, align: u64) -> Option<u64> {
-        if count == 0 {
+        if count == 0 || self.is_gone() {
             return None;
         }
         let order = count.trailing_zeros();
@@ -49,11 +81,14 @@ impl Runs {
 
     /// Takes exactly this run, where all of it is free.
     pub fn claim(&mut self, first: u64, count: u64) -> bool {
-        self.allocator.claim(first, count).is_ok()
+        !self.is_gone() && self.allocator.claim(first, count).is_ok()
     }
 
     /// Returns a run, or a part of one, that was taken.
     pub fn give(&mut self, first: u64, count: u64) {
+        if self.is_gone() {
+            return;
+        }
         let found = self.allocator.allocated(first, 1).unwrap_or_default();
         let Some(&Live { first: run, frames }) = found.first() else {
             return debug_assert!(false, "{count} frames at {first} were not taken");
@@ -83,6 +118,9 @@ impl Runs {
 
     /// Frames of a range that are in use.
     pub fn used(&self, first: u64, count: u64) -> u64 {
+        if self.is_gone() {
+            return 0;
+        }
         let found = self.allocator.allocated(first, count).unwrap_or_default();
         let inside =
             |live: &Live| (live.first + live.frames).min(first + count) - live.first.max(first);
@@ -91,6 +129,9 @@ impl Runs {
 
     /// What is wrong.
     pub fn validate(&self) -> Vec<String> {
+        if self.is_gone() {
+            return vec!["its page map vanished with the end of its file".to_owned()];
+        }
         self.allocator.validate()
     }
 }

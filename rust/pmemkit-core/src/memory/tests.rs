@@ -41,6 +41,7 @@ fn add(pool: &Pool, len: u64) -> u32 {
         sealed: true,
         large_pages: false,
         claimed: Vec::new(),
+        map: None,
     };
     pool.add(memory(len).as_fd(), options).unwrap()
 }
