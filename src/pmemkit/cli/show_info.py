@@ -293,7 +293,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
             f"{facts['nontemporal_threshold']} bytes",
         ),
     ]
-    return [facts["path"], *(f"  {name + ':':15} {text}" for name, text in rows)]
+    return [facts["path"], *(f"  {name and name + ':':15} {text}" for name, text in rows)]
 
 
 def _page_map_line(facts: dict[str, Any]) -> str:
