@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LazyMapping", "Provides", "assemble", "clone", "lazy", "load"]
 
-Extent = str | os.PathLike[str] | tuple[str | os.PathLike[str], int, int]
+_Extent = str | os.PathLike[str] | tuple[str | os.PathLike[str], int, int]
 _NBD = ("nbd:", "nbds:", "nbd+unix:", "nbds+unix:")
 _FETCHED = 256 << 10
 """Bytes that are fetched at once from what is far away."""
@@ -150,7 +150,7 @@ def clone(
     return load(source, offset, length, **{**options, "track_writes": True})
 
 
-def assemble(extents: Iterable[Extent], *, page_size: int = 4096, **options: Any) -> LazyMapping:
+def assemble(extents: Iterable[_Extent], *, page_size: int = 4096, **options: Any) -> LazyMapping:
     """Ranges of several regions side by side in one range of addresses.
 
     An extent is a region, or ``(region, offset, length)``, in multiples of ``page_size``. Nothing
