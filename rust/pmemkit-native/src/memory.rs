@@ -237,6 +237,38 @@ impl Pool {
         self.carry_out(py, &core::Work::Move { addresses, to: region }, timeout, progress)
     }
 
+    #[pyo3(signature = (ranges, region, *, timeout=None, progress=None))]
+    fn migrate_ranges<'py>(
+        &self,
+        py: Python<'py>,
+        ranges: Vec<(u64, u64)>,
+        region: u32,
+        timeout: Option<f64>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        self.carry_out(py, &core::Work::Ranges { ranges, to: region }, timeout, progress)
+    }
+
+    fn sample_begin(
+        &self,
+        py: Python<'_>,
+        after: u64,
+        count: usize,
+        heat: &str,
+    ) -> PyResult<(usize, u64)> {
+        let heat = match heat {
+            "accesses" => core::Heat::Accesses,
+            "writes" => core::Heat::Writes,
+            _ => return Err(refuse(format!("{heat:?} is not one of accesses, writes"))),
+        };
+        py.detach(|| self.inner.sample_begin(after, count, heat)).map_err(to_py)
+    }
+
+    fn sample_end(&self, py: Python<'_>) -> PyResult<Vec<SampleRow>> {
+        let rows = py.detach(|| self.inner.sample_end()).map_err(to_py)?;
+        Ok(rows.into_iter().map(|s| (s.at, s.frames, s.used, s.places, s.held)).collect())
+    }
+
     fn online(&self, region: u32, first: u64, count: u64) -> PyResult<()> {
         self.inner.online(region, first, count).map_err(to_py)
     }
@@ -307,6 +339,7 @@ impl Pool {
     }
 }
 
+type SampleRow = (u64, u64, u64, Vec<(u32, u64)>, bool);
 type ExtentRow = (u64, u64, Vec<(u32, u64, u64)>, u32, bool, bool);
 
 fn region_dict<'py>(py: Python<'py>, info: &core::RegionInfo) -> PyResult<Bound<'py, PyDict>> {
@@ -422,6 +455,9 @@ pub mod memory {
 
     #[pymodule_export]
     const SMALL_MAX: u64 = core::SMALL_MAX;
+
+    #[pymodule_export]
+    const SAMPLE_CHUNK: u64 = core::SAMPLE_CHUNK;
 
     #[pyfunction]
     fn mapping_counts() -> (u64, u64) {

@@ -15,6 +15,9 @@ from pmemkit._native.media import Medium
 SMALL_MAX: int
 """Objects up to this many bytes lie in slabs."""
 
+SAMPLE_CHUNK: int
+"""Bytes of a chunk that is sampled, and what its address is a multiple of."""
+
 def mapping_counts() -> tuple[int, int]:
     """How many mappings this process has, and how many it may have (``vm.max_map_count``)."""
 
@@ -124,6 +127,23 @@ class Pool:
         progress: Callable[[int, int], object] | None = None,
     ) -> dict[str, int]:
         """Migrates the extents at these addresses into a region."""
+
+    def migrate_ranges(
+        self,
+        ranges: list[tuple[int, int]],
+        region: int,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> dict[str, int]:
+        """Migrates what lies between these addresses into a region, but for what is held."""
+
+    def sample_begin(self, after: int, count: int, heat: str) -> tuple[int, int]:
+        """Begins to look at up to ``count`` chunks from an address on: at their ``accesses``, or at
+        ``writes`` only. Gives how many they are, and where to go on the next time."""
+
+    def sample_end(self) -> list[tuple[int, int, int, list[tuple[int, int]], bool]]:
+        """``(address, frames, frames that were used, [(region, frames)], held)`` of each chunk."""
 
     def online(self, region: int, first: int, count: int) -> None: ...
     def regions(self) -> list[dict[str, Any]]:

@@ -115,9 +115,22 @@ def _stat_lines(stat: dict[str, Any]) -> list[str]:
         lines += _region_lines(region, stat["block_size"])
     for each in stat["providers"]:
         lines.append(f"  {each['name']}: {format_size(each['used'])} in blocks, no address here")
+    lines += _tiering_lines(stat["tiering"])
     for name, (moved, total) in stat["migrations"].items():
         lines.append(f"  moving {name}: {format_size(moved)} of {format_size(total)}")
     return lines
+
+
+def _tiering_lines(tiering: dict[str, Any] | None) -> list[str]:
+    if tiering is None:
+        return []
+    state = "on" if tiering["running"] else "off"
+    lines = [
+        f"  tiering by {tiering['heat']} {state}: {format_size(tiering['promoted'])} promoted, "
+        f"{format_size(tiering['demoted'])} demoted; {tiering['samples']} samples of "
+        f"{tiering['chunks_known']} chunks took {tiering['sampling_ns'] / 1e6:.1f} ms"
+    ]
+    return lines + ([f"    held up: {tiering['reason']}"] if tiering["reason"] else [])
 
 
 def _region_lines(region: dict[str, Any], block_size: int) -> list[str]:

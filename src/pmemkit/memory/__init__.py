@@ -8,6 +8,7 @@ from pmemkit.memory.named import SharedArrays, open_arrays
 from pmemkit.memory.pool import BLOCK_SIZE, MemoryPool, Migration
 from pmemkit.memory.provider import Block, ProcessProvider, Provider, RegionProvider
 from pmemkit.memory.regions import RegionSpec
+from pmemkit.memory.tiering import Tiering
 
 __all__ = [
     "BLOCK_SIZE",
@@ -19,5 +20,6 @@ __all__ = [
     "RegionProvider",
     "RegionSpec",
     "SharedArrays",
+    "Tiering",
     "open_arrays",
 ]

@@ -35,6 +35,7 @@ from pmemkit.memory.named import NamedArrays
 from pmemkit.memory.page_map import bill_of, open_map
 from pmemkit.memory.provider import Block, Provider, RegionProvider
 from pmemkit.memory.regions import Opened, RegionSpec, open_region_of
+from pmemkit.memory.tiering import Tiering
 from pmemkit.units import parse_size
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class MemoryPool:
         self._members: dict[str, Opened] = {}
         self._providers: dict[str, Provider] = {}
         self._servers: list[ControlServer] = []
+        self._tiering: Tiering | None = None
         self._named: dict[str, NamedArrays] = {}
         self._lock = threading.RLock()
         self._pressure: tuple[float, Callable[[int], object]] | None = None
@@ -135,6 +137,8 @@ class MemoryPool:
 
     def close(self) -> None:
         """Hands nothing out any more and closes its files; memory in use lives on."""
+        if self._tiering is not None:
+            self._tiering.stop()
         with self._lock:
             while self._servers:
                 self._servers.pop().close()
@@ -281,6 +285,23 @@ class MemoryPool:
         core = self._core.migrate
         return self._migrate(region, timeout, progress, core, addresses, member.id)
 
+    def tiering(self, **options: Any) -> Tiering:
+        """What moves chunks that are used much to the regions of a smaller rank, and others out of
+        their way; see :class:`Tiering` for its options. It does nothing before it is started:
+        ``with pool.tiering():``. A pool has one; another takes its place.
+
+        Raises :class:`InvalidArgument` where all regions have one rank.
+        """
+        made = Tiering(self, **options)
+        before, self._tiering = self._tiering, made
+        if before is not None:
+            before.stop()
+        return made
+
+    def _move_ranges(self, ranges: list[tuple[int, int]], region: int) -> Migration:
+        """Moves what lies at some addresses, as far as it can move; for :class:`Tiering`."""
+        return Migration(**self._core.migrate_ranges(ranges, region))
+
     def cancel(self, region: str) -> None:
         """Stops a migration that was begun for this region, from any thread."""
         self._cancelled.add(region)
@@ -304,8 +325,10 @@ class MemoryPool:
             return progress is None or progress(moved, total) is not False
 
         self._cancelled.discard(region)
+        tiering = contextlib.nullcontext() if self._tiering is None else self._tiering.paused()
         try:
-            return Migration(**core(*arguments, timeout=timeout, progress=report))
+            with tiering:
+                return Migration(**core(*arguments, timeout=timeout, progress=report))
         except PmemError as error:
             error.path = error.path or region
             raise
@@ -513,7 +536,9 @@ class MemoryPool:
             {"name": each.name, "cpu_addressable": each.cpu_addressable, "used": each.used()}
             for each in self._providers.values()
         ]
-        return {**limit, "regions": regions, "providers": providers, **self._core.stats()}
+        tiering = None if self._tiering is None else self._tiering.stat()
+        more = {"providers": providers, "tiering": tiering, **self._core.stats()}
+        return {**limit, "regions": regions, **more}
 
     def _attributes(self, name: str) -> dict[str, float | None]:
         member = self._members.get(name)

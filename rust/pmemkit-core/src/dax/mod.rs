@@ -15,7 +15,7 @@ mod mapping;
 mod plant;
 mod ranges;
 mod snapshot;
-mod sys;
+pub(crate) mod sys;
 mod tests;
 mod tracker;
 

@@ -58,6 +58,13 @@ pub enum Work {
         /// The region.
         to: u32,
     },
+    /// What lies at some addresses into a region, as far as it can move.
+    Ranges {
+        /// Where they start and end; no two overlap.
+        ranges: Vec<(u64, u64)>,
+        /// The region.
+        to: u32,
+    },
 }
 
 /// How far a migration is. Bytes.
@@ -200,7 +207,11 @@ impl Pool {
     ) -> Result<Outcome> {
         self.require_own("migrate")?;
         self.refuse_children()?;
-        let mut plan = self.prepare(work)?;
+        let mut plan = {
+            let mut sampler = locked(&self.sampler);
+            sampler.abandon();
+            self.prepare(work)?
+        };
         let mut driver = Driver {
             deadline,
             report,
@@ -290,6 +301,7 @@ impl Pool {
                 (self.isolate(state, plan, (region, first, count), &[])?, None, None)
             }
             Work::Move { ref addresses, to } => (parts_of(state, addresses, to)?, Some(to), None),
+            Work::Ranges { ref ranges, to } => (parts_at(state, ranges, to)?, Some(to), None),
         };
         plan.total = parts.iter().map(|part| part.frames * FRAME_SIZE).sum();
         let candidates = match (parts.is_empty(), only) {
@@ -501,7 +513,7 @@ impl Pool {
                 Work::Offline { region, first, count } => {
                     state.mark(region, first, count, BlockState::Offline);
                 }
-                Work::Move { .. } => {}
+                Work::Move { .. } | Work::Ranges { .. } => {}
             }
         }
         state.migrating = false;
@@ -612,6 +624,30 @@ fn parts_of(state: &mut State, addresses: &[u64], to: u32) -> Result<Vec<Move>> 
         }
     }
     refuse_held(state, &parts)?;
+    Ok(parts)
+}
+
+/// The parts of extents at some addresses that are not in a region yet and can come to it.
+fn parts_at(state: &State, ranges: &[(u64, u64)], to: u32) -> Result<Vec<Move>> {
+    state.member(to)?;
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable();
+    let mut parts = Vec::new();
+    let mut end_before = 0;
+    for (start, end) in ranges {
+        if start < end_before || end < start || (start | end) % FRAME_SIZE != 0 {
+            let text = format!("addresses {start:#x} to {end:#x} are no range of their own");
+            return Err(Error::new(Kind::Invalid, "migrate", text));
+        }
+        end_before = end;
+        for (extent, at, piece) in state.pieces_at(start, end) {
+            let held = state.extents.get(&extent).is_none_or(|each| each.pins > 0 || each.fixed);
+            if !held && piece.region != to {
+                let (frames, source) = (piece.frames, vec![piece]);
+                parts.push(Move { extent, at, frames, source, target: vec![], done: 0 });
+            }
+        }
+    }
     Ok(parts)
 }
 

@@ -8,7 +8,7 @@
 //!
 //! Reading order: [`pool`] (what there is), [`evacuate`] (how bytes move under their writers),
 //! [`chunk`], [`catch`] and [`guard`] (how writers wait), [`slabs`] (objects smaller than a page),
-//! [`runs`] (which frames are free), [`sys`].
+//! [`runs`] (which frames are free), [`sampling`] (which are used), [`sys`].
 //!
 //! What this does not do: choose policies (Python does), know what lies in an extent.
 
@@ -19,6 +19,7 @@ mod guard;
 mod pool;
 mod region;
 mod runs;
+mod sampling;
 mod slabs;
 mod state;
 mod sys;
@@ -28,6 +29,7 @@ mod tests;
 pub use evacuate::{Flow, Outcome, Progress, Work};
 pub use pool::{ExtentInfo, Options, Placement, Pool, PoolStats, Request, Zeroing};
 pub use region::{BlockState, MapPlace, RegionInfo, RegionOptions};
+pub use sampling::{Heat, Sample, SAMPLE_CHUNK};
 pub use slabs::SMALL_MAX;
 pub use sys::{mapping_counts, process_id};
 

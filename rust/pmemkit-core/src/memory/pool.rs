@@ -8,7 +8,7 @@
 //! 3. The bytes at an extent's address are those of its pieces at every moment.
 //! 4. A window without a member lives until its last extent dies, then its addresses are free.
 //! 5. Only the process that made the pool changes it: in a forked child nothing is given back.
-//! 6. Lock order: `slabs`, then `state`. Nothing that faults is touched under `state`.
+//! 6. Lock order: `slabs` or `sampler`, then `state`. Nothing that faults is touched under `state`.
 //!
 //! What this does not do: move bytes ([`super::evacuate`]).
 
@@ -21,6 +21,7 @@ use std::time::Duration;
 use super::catch::Catch;
 use super::region::{BlockState, Member, RegionInfo, RegionOptions};
 use super::runs::Runs;
+use super::sampling::Sampler;
 use super::slabs::{Slabs, SLAB_SIZE, SMALL_MAX};
 use super::sys::{self, Userfault};
 use super::{guard, FRAME_SIZE, WINDOW_ALIGN};
@@ -205,6 +206,7 @@ pub struct Pool {
     pub(super) changed: Condvar,
     pub(super) slabs: Mutex<Slabs>,
     pub(super) gate: Mutex<Gate>,
+    pub(super) sampler: Mutex<Sampler>,
     pub(super) gate_moved: Condvar,
     fault: Option<Arc<Userfault>>,
     process: u32,
@@ -242,6 +244,7 @@ impl Pool {
             changed: Condvar::new(),
             slabs: Mutex::default(),
             gate: Mutex::default(),
+            sampler: Mutex::default(),
             gate_moved: Condvar::new(),
             fault,
             process: sys::process_id(),

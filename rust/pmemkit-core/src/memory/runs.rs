@@ -84,22 +84,21 @@ impl Runs {
         !self.is_gone() && self.allocator.claim(first, count).is_ok()
     }
 
-    /// Returns a run, or a part of one, that was taken.
+    /// Returns frames that were taken: a run, a part of one, or several that are neighbours.
     pub fn give(&mut self, first: u64, count: u64) {
         if self.is_gone() {
             return;
         }
-        let found = self.allocator.allocated(first, 1).unwrap_or_default();
-        let Some(&Live { first: run, frames }) = found.first() else {
-            return debug_assert!(false, "{count} frames at {first} were not taken");
-        };
-        debug_assert!(run <= first && first + count <= run + frames);
-        let given = self.allocator.put_run(run, frames);
-        debug_assert!(given.is_ok(), "{given:?}");
         let end = first + count;
-        for (at, left) in [(run, first - run), (end, run + frames - end)] {
-            if left > 0 {
-                self.claim(at, left);
+        let found = self.allocator.allocated(first, count).unwrap_or_default();
+        debug_assert!(!found.is_empty(), "{count} frames at {first} were not taken");
+        for Live { first: run, frames } in found {
+            let given = self.allocator.put_run(run, frames);
+            debug_assert!(given.is_ok(), "{given:?}");
+            for (at, until) in [(run, first), (end, run + frames)] {
+                if at < until {
+                    self.claim(at, until - at);
+                }
             }
         }
     }

@@ -244,6 +244,27 @@ impl State {
         Ok(())
     }
 
+    /// Pieces of extents at addresses `start` to `end`, cut to them: the extent, the address of the
+    /// piece, and what it is.
+    pub fn pieces_at(&self, start: u64, end: u64) -> Vec<(u64, u64, Piece)> {
+        let before = self.extents.range(..start).next_back();
+        let mut found = Vec::new();
+        for (&extent, each) in before.into_iter().chain(self.extents.range(start..end)) {
+            let mut at = extent;
+            for piece in &each.pieces {
+                let next = at + piece.frames * FRAME_SIZE;
+                let (from, to) = (at.max(start), next.min(end));
+                if from < to {
+                    let first = piece.first + (from - at) / FRAME_SIZE;
+                    let frames = (to - from) / FRAME_SIZE;
+                    found.push((extent, from, Piece { region: piece.region, first, frames }));
+                }
+                at = next;
+            }
+        }
+        found
+    }
+
     /// The extent that an address lies in, and where it starts.
     pub fn extent_at(&mut self, address: u64) -> Option<(u64, &mut Extent)> {
         let (&at, extent) = self.extents.range_mut(..=address).next_back()?;

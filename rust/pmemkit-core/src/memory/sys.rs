@@ -193,7 +193,7 @@ pub unsafe fn unmap(at: u64, len: u64) {
 
 fn advise(op: &'static str, at: u64, len: u64, advice: libc::c_int, what: &str) -> Result<()> {
     loop {
-        // SAFETY: none of the advices used here changes a byte.
+        // SAFETY: none of the advices used here changes a byte of a shared mapping.
         if unsafe { libc::madvise(at as *mut _, len as usize, advice) } == 0 {
             return Ok(());
         }
@@ -213,6 +213,15 @@ pub fn populate_write(at: u64, len: u64) -> Result<()> {
 /// As [`populate_write`], for reading.
 pub fn populate_read(at: u64, len: u64) -> Result<()> {
     advise("populate", at, len, libc::MADV_POPULATE_READ, "MADV_POPULATE_READ")
+}
+
+/// Takes a range out of this process's page table; its pages stay, and each is mapped again when it is
+/// next touched. Only for shared mappings: private ones would lose their bytes.
+///
+/// # Safety
+/// What is mapped in the range must be shared, or nothing.
+pub unsafe fn unmap_pages(at: u64, len: u64) -> Result<()> {
+    advise("sample", at, len, libc::MADV_DONTNEED, "MADV_DONTNEED")
 }
 
 /// Asks for large pages. Whether there are any is for the kernel to say.

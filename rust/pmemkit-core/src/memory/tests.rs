@@ -180,3 +180,129 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     assert!(!pool.free(address));
     assert_eq!(pool.ghosts(), (0, 0));
 }
+
+/// Every chunk that is in use, with how many of its frames were used while `act` ran.
+fn used_while(pool: &Pool, heat: Heat, act: impl FnOnce()) -> Vec<(u64, u64)> {
+    let (count, _) = pool.sample_begin(0, 1000, heat).unwrap();
+    act();
+    let found = pool.sample_end().unwrap();
+    assert_eq!(found.len(), count);
+    found.iter().map(|sample| (sample.at, sample.used)).collect()
+}
+
+#[test]
+fn samples_show_what_was_touched() {
+    let pool = pool(true);
+    let region = add(&pool, 32 * MIB);
+    let extent = pool.allocate(8 * MIB, only(region)).unwrap();
+    let words: Vec<_> = (0..4).map(|chunk| word(extent + chunk * 2 * MIB, 0)).collect();
+    words.iter().for_each(|word| word.store(1, Ordering::Relaxed));
+    let used = used_while(&pool, Heat::Accesses, || {
+        words[1].load(Ordering::Relaxed);
+        words[2].store(7, Ordering::Relaxed);
+    });
+    let hot: Vec<u64> = used.iter().filter(|(_, used)| *used > 0).map(|(at, _)| *at).collect();
+    assert_eq!(hot, [extent + 2 * MIB, extent + 4 * MIB]);
+    assert!(used_while(&pool, Heat::Accesses, || ()).iter().all(|(_, used)| *used == 0));
+    assert_eq!(words[2].load(Ordering::Relaxed), 7);
+}
+
+#[test]
+fn samples_of_writes_show_no_loads() {
+    let pool = pool(true);
+    let region = add(&pool, 32 * MIB);
+    let extent = pool.allocate(4 * MIB, only(region)).unwrap();
+    let words = [word(extent, 0), word(extent + 2 * MIB, 0)];
+    words.iter().for_each(|word| word.store(1, Ordering::Relaxed));
+    if let Err(missing) = pool.sample_begin(0, 1, Heat::Writes) {
+        assert_eq!(missing.kind, Kind::NotSupported);
+        eprintln!("skipped: {missing}");
+        return;
+    }
+    pool.sample_end().unwrap();
+    let used = used_while(&pool, Heat::Writes, || {
+        words[0].load(Ordering::Relaxed);
+        words[1].store(2, Ordering::Relaxed);
+    });
+    assert_eq!(used, [(extent, 0), (extent + 2 * MIB, 1)]);
+}
+
+#[test]
+fn samples_go_on_where_they_ended_and_come_around() {
+    let pool = pool(true);
+    let region = add(&pool, 32 * MIB);
+    let extent = pool.allocate(6 * MIB, only(region)).unwrap();
+    let mut seen = Vec::new();
+    let mut after = 0;
+    for _ in 0..4 {
+        let (count, next) = pool.sample_begin(after, 2, Heat::Accesses).unwrap();
+        assert_eq!(count, 2);
+        after = next;
+        seen.extend(pool.sample_end().unwrap().iter().map(|sample| (sample.at - extent) / MIB));
+    }
+    assert_eq!(seen, [0, 2, 4, 0, 2, 4, 0, 2]);
+    let (all, _) = pool.sample_begin(extent + 2 * MIB, 100, Heat::Accesses).unwrap();
+    assert_eq!(all, 3, "none of them twice");
+}
+
+#[test]
+fn a_migration_ends_samples_and_freed_chunks_are_left_out() {
+    for heat in [Heat::Accesses, Heat::Writes] {
+        let pool = pool(true);
+        let (first, second) = (add(&pool, 16 * MIB), add(&pool, 16 * MIB));
+        let kept = pool.allocate(2 * MIB, only(first)).unwrap();
+        let freed = pool.allocate(2 * MIB, only(first)).unwrap();
+        word(kept, 3).store(3, Ordering::Relaxed);
+        if pool.sample_begin(0, 100, heat).is_err() {
+            continue;
+        }
+        pool.free(freed);
+        let samples = pool.sample_end().unwrap();
+        assert_eq!(samples.iter().map(|sample| sample.at).collect::<Vec<_>>(), [kept]);
+        assert_eq!(samples[0].places, [(first, 512)]);
+
+        pool.sample_begin(0, 100, heat).unwrap();
+        let work = Work::Ranges { ranges: vec![(kept, kept + MIB)], to: second };
+        assert_eq!(run(&pool, &work).unwrap().bytes, MIB);
+        assert_eq!(pool.sample_end().unwrap(), []);
+        pool.sample_begin(0, 100, heat).unwrap();
+        assert_eq!(pool.sample_end().unwrap()[0].places, [(second, 256), (first, 256)]);
+        assert_eq!(word(kept, 3).load(Ordering::Relaxed), 3);
+        assert_eq!(pool.validate(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn ranges_leave_what_is_held_and_must_not_overlap() {
+    let pool = pool(true);
+    let (first, second) = (add(&pool, 16 * MIB), add(&pool, 16 * MIB));
+    let (free, held) =
+        (pool.allocate(MIB, only(first)).unwrap(), pool.allocate(MIB, only(first)).unwrap());
+    pool.pin(held).unwrap();
+    let both = (free.min(held), free.max(held) + MIB);
+    let work = |ranges| Work::Ranges { ranges, to: second };
+    assert_eq!(run(&pool, &work(vec![both])).unwrap().bytes, MIB);
+    assert_eq!(pool.place_of(free).unwrap().0, second);
+    assert_eq!(pool.place_of(held).unwrap().0, first);
+    let refused = run(&pool, &work(vec![both, (free, free + 4096)])).unwrap_err();
+    assert_eq!(refused.kind, Kind::Invalid);
+    assert_eq!(run(&pool, &work(vec![both])).unwrap().bytes, 0, "it is there already");
+}
+
+#[test]
+fn neighbours_that_came_one_by_one_go_back_together() {
+    let pool = pool(true);
+    let (first, second) = (add(&pool, 16 * MIB), add(&pool, 16 * MIB));
+    let extent = pool.allocate(8 * MIB, only(first)).unwrap();
+    for part in 0..4 {
+        let start = extent + part * 2 * MIB;
+        let work = Work::Ranges { ranges: vec![(start, start + 2 * MIB)], to: second };
+        run(&pool, &work).unwrap();
+    }
+    assert!(pool.extents()[0].pieces.len() < 4, "neighbours are one piece");
+    assert_eq!(pool.validate(), Vec::<String>::new());
+    pool.free(extent);
+    assert_eq!(pool.stats().1, 0);
+    assert_eq!(pool.validate(), Vec::<String>::new());
+    assert!(pool.members().iter().all(|member| member.free_frames == member.frames));
+}
