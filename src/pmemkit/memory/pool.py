@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, NotSupported, PmemError
-from pmemkit.memory import tiers
+from pmemkit.memory import attributes, tiers
 from pmemkit.memory.control import ControlServer
 from pmemkit.memory.named import NamedArrays
 from pmemkit.memory.page_map import bill_of, open_map
@@ -191,6 +191,7 @@ class MemoryPool:
 
     def _join(self, member: Opened) -> None:
         tiers.require_sound(member.spec)
+        attributes.complete(member)
         named = None
         start, size = member.start, member.size
         claimed: list[tuple[int, int]] = []
@@ -506,7 +507,7 @@ class MemoryPool:
             region["window"] = hex(region["window"])
             region["blocks"] = [{"state": state, "used": used} for state, used in region["blocks"]]
             region["names"] = region["name"] in self._named
-            region |= self._attributes(region["name"])
+            region |= attributes.shown(self._members.get(region["name"]))
             region["page_map"] = bill_of(region)
         limit = {"placement": self.placement, "block_size": self.block_size}
         providers = [
@@ -514,11 +515,6 @@ class MemoryPool:
             for each in self._providers.values()
         ]
         return {**limit, "regions": regions, "providers": providers, **self._core.stats()}
-
-    def _attributes(self, name: str) -> dict[str, float | None]:
-        member = self._members.get(name)
-        known = ("latency_ns", "bandwidth", "distance")
-        return {each: getattr(member.spec, each) if member else None for each in known}
 
     def map(self) -> list[dict[str, Any]]:
         """Every extent: address, length, where its bytes are."""

@@ -1,6 +1,7 @@
 """Tiers: what the speed of a region says about its place in a pool.
 
-What this does not do: find out how fast a region is, move anything, look at who uses what.
+What this does not do: find out how fast a region is (:mod:`pmemkit.memory.attributes`), move
+anything, look at who uses what.
 """
 
 from typing import TYPE_CHECKING
