@@ -4,7 +4,8 @@ import pytest
 
 from pmemkit import MemoryPool, RegionSpec
 from pmemkit.cli import main
-from pmemkit.memory import attributes
+from pmemkit.errors import NoSpace
+from pmemkit.memory import attributes, local
 from pmemkit.testing.sysfs_tree import Tree
 
 MIB = 1 << 20
@@ -114,3 +115,86 @@ def test_a_file_is_of_a_region_only_where_the_media_are_mapped(tmp_path):
     path.write_bytes(bytes(8 * MIB))
     with MemoryPool([path], block_size="8M") as pool:
         assert pool.stat()["regions"][0]["node"] is None
+
+
+# --- placement local ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes(tree, monkeypatch):
+    """Three nodes with a region each: 0 and 1 have processors, 2 is far from 0 and nearer to 1.
+    Gives what makes a thread one of a node."""
+    rows = {0: "10 21 31", 1: "21 10 17", 2: "31 17 10"}
+    for node, row in rows.items():
+        tree.put(tree.node(node) / "distance", row)
+        (tree.sysfs / f"devices/system/cpu/cpu{node}/node{node}").mkdir(parents=True)
+        tree.device("dax", f"hmem.{node + 5}/dax{node + 5}.0", size=16 * MIB, target_node=node)
+    tree.put(tree.node(1) / "cpulist", "1")
+    media = {f"memfd:{size}M": f"hmem.{node + 5}" for node, size in enumerate((32, 40, 48))}
+    monkeypatch.setattr(attributes, "_region_of", lambda m: media.get(m.opened.path))
+    cpu = [0]
+    monkeypatch.setattr(local, "this_cpu", lambda: cpu[0])
+    return lambda node: cpu.__setitem__(0, node)
+
+
+def regions(**of_far):
+    return [
+        RegionSpec("memfd:48M", "far", **of_far),
+        RegionSpec("memfd:40M", "one"),
+        RegionSpec("memfd:32M", "zero"),
+    ]
+
+
+def where(pool, *arrays):
+    places = {each["address"]: each["pieces"][0]["region"] for each in pool.map()}
+    return [places[each.ctypes.data] for each in arrays]
+
+
+def test_extents_go_to_the_threads_node_and_then_to_the_nearest(nodes):
+    with MemoryPool(regions(), block_size="8M", placement="local") as pool:
+        nodes(1)
+        ones = [pool.empty(38 * MIB, "u1") for _ in range(2)]
+        assert where(pool, *ones) == ["one", "far"]
+        nodes(0)
+        zeros = [pool.full(30 * MIB, 7, "u1"), pool.empty(MIB, "u1"), pool.empty(2 * MIB, "u1")]
+        assert where(pool, *zeros) == ["zero", "zero", "one"]
+        assert pool.stat()["refused"] == 0
+        with pytest.raises(NoSpace):
+            pool.empty(64 * MIB, "u1")
+        assert pool.stat()["refused"] == 1
+        assert pool.validate() == []
+
+
+def test_preferred_goes_by_rank_on_whatever_node(nodes):
+    with MemoryPool(regions(), block_size="8M", placement="preferred") as pool:
+        nodes(1)
+        first = pool.empty(MIB, "u1")
+        assert where(pool, first) == ["one"]
+        nodes(0)
+        assert where(pool, pool.empty(MIB, "u1", region="far"), pool.empty(MIB, "u1")) == [
+            "far",
+            "one",
+        ]
+
+
+@pytest.mark.parametrize("said", [{"rank": 0}, {"latency_ns": 50}, {"distance": 10}])
+def test_what_the_user_says_is_so_for_every_thread(nodes, said):
+    with MemoryPool(regions(**said), block_size="8M") as pool:
+        nodes(0)
+        pool.remove("zero")
+        assert where(pool, pool.empty(MIB, "u1")) == ["far"]
+
+
+def test_a_region_that_left_is_not_asked(nodes):
+    with MemoryPool(regions(), block_size="8M") as pool:
+        nodes(0)
+        pool.remove("zero")
+        assert where(pool, pool.empty(MIB, "u1")) == ["one"]
+        pool.add(RegionSpec("memfd:32M", "back"))
+        assert where(pool, pool.empty(MIB, "u1")) == ["back"]
+
+
+def test_a_thread_of_no_known_node_goes_by_rank(nodes):
+    with MemoryPool(regions(), block_size="8M") as pool:
+        nodes(77)
+        assert where(pool, pool.empty(MIB, "u1")) == ["one"]

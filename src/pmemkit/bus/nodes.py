@@ -8,7 +8,14 @@ from pathlib import Path
 
 from pmemkit.bus.sysfs import Node, by_number
 
-__all__ = ["distance_to_processors", "is_online", "node_distances", "thread_node"]
+__all__ = [
+    "distance_to_processors",
+    "is_online",
+    "node_distances",
+    "node_of_cpu",
+    "this_cpu",
+    "thread_node",
+]
 
 _NEAREST, _FARTHEST = 10, 254
 """What the SLIT may say: 10 is the node itself, 255 that there is no way."""
@@ -45,9 +52,21 @@ def distance_to_processors(number: int, sysfs: str | Path = "/sys") -> int | Non
     return min((far for node, far in distances.items() if node in busy), default=None)
 
 
+_sched_getcpu = ctypes.CDLL(None).sched_getcpu
+
+
+def this_cpu() -> int:
+    """The processor that the calling thread runs on; the scheduler may move it."""
+    return int(_sched_getcpu())
+
+
 def thread_node(sysfs: str | Path = "/sys") -> int | None:
-    """The node of the processor that the calling thread runs on; the scheduler may move it."""
-    cpu: int = ctypes.CDLL(None).sched_getcpu()
+    """The node of the processor that the calling thread runs on."""
+    return node_of_cpu(this_cpu(), sysfs)
+
+
+def node_of_cpu(cpu: int, sysfs: str | Path = "/sys") -> int | None:
+    """The node of a processor."""
     place = Path(sysfs) / "devices" / "system" / "cpu" / f"cpu{cpu}"
     found = Node(place.name, place).below(r"node\d+") if cpu >= 0 else []
     return by_number(found[0])[0] if found else None

@@ -27,9 +27,10 @@ from pmemkit.bus.nodes import thread_node
 if TYPE_CHECKING:
     from pmemkit.memory.regions import Opened
 
-__all__ = ["complete", "shown"]
+__all__ = ["SYSFS", "complete", "shown"]
 
 SYSFS = Path("/sys")
+"""Where the kernel says what there is."""
 
 
 def complete(member: "Opened") -> None:
