@@ -14,6 +14,7 @@ by rank.
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from pmemkit._native import memory as core
 from pmemkit.bus.nodes import node_distances, node_of_cpu, this_cpu
 from pmemkit.memory import attributes
 from pmemkit.memory.tiers import rank_seen_from
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from pmemkit.memory.regions import Opened
 
 __all__ = ["Nearness"]
-
-_SMALL_MAX = 16 << 10
-"""Objects of up to so many bytes share slabs."""
 
 
 class Nearness:
@@ -39,7 +37,7 @@ class Nearness:
     def order(self, nbytes: int) -> tuple[int, ...]:
         """The numbers of the regions for an extent of the calling thread, the nearest first;
         nothing where it is all the same."""
-        if not self._matters or nbytes <= _SMALL_MAX:
+        if not self._matters or nbytes <= core.SMALL_MAX:
             return ()
         cpu = this_cpu()
         if cpu not in self._nodes:
