@@ -3,6 +3,8 @@
 Asked in this order, and the first that says a thing is believed: the owner's machine file; what the
 kernel worked out of CDAT and the links of a CXL region (``access0`` of it, Linux 6.10); HMAT, as
 ``access0`` of its node; the CDAT of its devices, which knows no link; the SLIT for the distance.
+A node is in HMAT and SLIT as sysfs has them only once memory of it is online; until then, and where
+the firmware gives a region and ordinary memory one node, they cannot tell the region from that.
 
 Invariants:
 1. Attributes are those of loads, in nanoseconds and bytes a second, as the nearest processors see
@@ -67,7 +69,8 @@ def region_attributes(
     declared = tuple(declarations)
     whole = [each for each in declared if each.fits(found, None)]
     dimms = [[each for each in declared if each.fits(found, dimm)] for dimm in found.dimms]
-    node = home_node(found, sysfs)
+    # The nearest node is another's memory, which says nothing of this.
+    node = found.target_node if is_online(found.target_node, sysfs) else None
     return _first(
         _combined([whole], "machine"),
         _combined(dimms, "machine"),
