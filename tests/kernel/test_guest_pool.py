@@ -44,7 +44,8 @@ with MemoryPool([spec], block_size="8M") as pool:
     region = pool.stat()["regions"][0]
     names = sorted(pool)
 with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
-    speeds = [each["attributes_from"] | {"rank": each["rank"]} for each in pool.stat()["regions"]]
+    regions = pool.stat()["regions"]
+    speeds = [each["attributes_from"] | {"rank": each["rank"]} for each in regions]
     held = [pool.alloc(2 * MIB, region="dax") for _ in range(4)]
     for number, buffer in enumerate(held):
         memoryview(buffer)[:] = bytes([number + 1]) * len(buffer)
