@@ -61,7 +61,8 @@ with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
     )
     print(json.dumps({
         "names": names, "writers": region["writers"], "unit": region["unit"],
-        "bill": region["page_map"], "speeds": speeds, "refused": refused, "moved": moved, "whole": whole,
+        "bill": region["page_map"], "speeds": speeds, "refused": refused, "moved": moved,
+        "whole": whole,
         "same": addresses == [buffer.address for buffer in held], "wrong": pool.validate(),
     }))
 """
