@@ -87,7 +87,9 @@ LOOM := --features model-check model:: -- --nocapture --test-threads 1
 
 # Storage in a build in which making a page map ends the process: all of it takes a minute and more,
 # so make test has what opens media and sectors and serves them, and make soak the rest.
-PAGELESS := PYTHONPATH=build/no-page-map $(PY) -m pytest -q -m "not peer and not soak" \
+PAGELESS := export PYTHONPATH=build/no-page-map; \
+	        $(PY) -c "from pmemkit import _native; assert _native.NO_PAGE_MAP" && \
+	        $(PY) -m pytest -q -m "not peer and not soak" \
 	        tests/memory/test_no_page_map.py tests/media
 PAGELESS_SOME := tests/storage/test_btt_reader.py tests/storage/test_defaults.py \
 	        tests/storage/test_cache.py tests/serve/test_nbd_server.py
@@ -106,7 +108,7 @@ test: peers-test build ## everything, with every peer there is
 	    'loom:90:$(CARGO_TEST) $(LOOM)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
 	    'no page map:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --no-page-map \
-	        && $(PAGELESS) $(PAGELESS_SOME)' \
+	        && { $(PAGELESS) $(PAGELESS_SOME); }' \
 	    'python and kernel:720:$(SIDE_BY_SIDE)' \
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
@@ -147,7 +149,7 @@ soak-tests: peers-test build planted pageless ## every test with the counts that
 	    'rust:300:$(CARGO_TEST) --release $(UNITS)' \
 	    'crash exploration:600:$(CARGO_TEST) --release $(EXPLORE)' \
 	    'loom:120:$(CARGO_TEST) --release $(LOOM)' \
-	    'no page map:200:env -u PMEMKIT_SOAK $(PAGELESS) tests/storage tests/serve' \
+	    'no page map:200:unset PMEMKIT_SOAK; $(PAGELESS) tests/storage tests/serve' \
 	    'python:1800:$(PY) -m pytest -q --timeout 1800 --ignore tests/kernel' \
 	    'kernel:900:$(PY) -m pytest -q tests/kernel' \
 	    2>&1 | tee docs/evidence/issue-$(ISSUE)-soak-tests.txt
