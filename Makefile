@@ -24,7 +24,7 @@ PY := $(BIN)/python
 STAMP := $(VENV)/.installed
 SUITES := $(PY) tools/suites.py
 
-.PHONY: help build planted peers-demo peers-test peers-bench peers-guest demo guest test check bench fuzz soak soak-tests soak-fuzz clean
+.PHONY: help build planted pageless peers-demo peers-test peers-bench peers-guest demo guest test check bench fuzz soak soak-tests soak-fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -51,6 +51,9 @@ build: $(STAMP) ## virtual environment and release build of the Rust core
 
 planted: $(STAMP) ## the core with planted durability faults, under build/planted
 	PYTHON=$(CURDIR)/$(PY) tools/build-native --planted
+
+pageless: $(STAMP) ## the core that ends where it would make a page map, under build/no-page-map
+	PYTHON=$(CURDIR)/$(PY) tools/build-native --no-page-map
 
 # --- what a user sees ----------------------------------------------------------------------------
 
@@ -82,6 +85,15 @@ UNITS := -- --skip explore::
 EXPLORE := explore:: -- --nocapture --test-threads 1
 LOOM := --features model-check model:: -- --nocapture --test-threads 1
 
+# Storage in a build in which making a page map ends the process: all of it takes a minute and more,
+# so make test has what opens media and sectors and serves them, and make soak the rest.
+PAGELESS := export PYTHONPATH=build/no-page-map; \
+	        $(PY) -c "from pmemkit import _native; assert _native.NO_PAGE_MAP" && \
+	        $(PY) -m pytest -q -m "not peer and not soak" \
+	        tests/memory/test_no_page_map.py tests/media
+PAGELESS_SOME := tests/storage/test_btt_reader.py tests/storage/test_defaults.py \
+	        tests/storage/test_cache.py tests/serve/test_nbd_server.py
+
 # The guest waits for its emulated CPU, the other tests for processes: together they take the time of
 # the longer half. The guest's results follow when both are there.
 SIDE_BY_SIDE = mkdir -p build; \
@@ -95,6 +107,8 @@ test: peers-test build ## everything, with every peer there is
 	    'crash exploration:90:$(CARGO_TEST) $(EXPLORE)' \
 	    'loom:90:$(CARGO_TEST) $(LOOM)' \
 	    'planted build:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --planted' \
+	    'no page map:60:PYTHON=$(CURDIR)/$(PY) tools/build-native --no-page-map \
+	        && { $(PAGELESS) $(PAGELESS_SOME); }' \
 	    'python and kernel:720:$(SIDE_BY_SIDE)' \
 	    'fuzz proof:40:tools/fuzz prove' \
 	    'fuzz request parser:40:tools/fuzz run request_parser 20' \
@@ -129,12 +143,13 @@ fuzz: $(STAMP) ## the fuzzers, SECONDS_EACH=60 each
 
 soak: soak-tests soak-fuzz ## full counts and 600 s of each fuzzer; output kept in docs/evidence
 
-soak-tests: peers-test build planted ## every test with the counts that the issues ask for
+soak-tests: peers-test build planted pageless ## every test with the counts that the issues ask for
 	mkdir -p docs/evidence
 	PMEMKIT_SOAK=1 $(SUITES) \
 	    'rust:300:$(CARGO_TEST) --release $(UNITS)' \
 	    'crash exploration:600:$(CARGO_TEST) --release $(EXPLORE)' \
 	    'loom:120:$(CARGO_TEST) --release $(LOOM)' \
+	    'no page map:200:unset PMEMKIT_SOAK; $(PAGELESS) tests/storage tests/serve' \
 	    'python:1800:$(PY) -m pytest -q --timeout 1800 --ignore tests/kernel' \
 	    'kernel:900:$(PY) -m pytest -q tests/kernel' \
 	    2>&1 | tee docs/evidence/issue-$(ISSUE)-soak-tests.txt

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmemkit.bus.evidence_firmware import (
+    CdatFigure,
     CdatRange,
     cdat_of,
     map_evidence,
@@ -214,10 +215,10 @@ QEMU = bytes.fromhex("""
     00 00 00 00 00 00 00 00 00 00 00 10 00 00 00 00
 """)
 PERFORMANCE = (
-    "read latency 150 ns",
-    "write latency 250 ns",
-    "read bandwidth 16000 MB/s",
-    "write bandwidth 16000 MB/s",
+    CdatFigure("read latency", 150, "ns"),
+    CdatFigure("write latency", 250, "ns"),
+    CdatFigure("read bandwidth", 16000, "MB/s"),
+    CdatFigure("write bandwidth", 16000, "MB/s"),
 )
 PURPOSE = "conventional memory for a specific purpose"
 
@@ -237,6 +238,10 @@ def test_of_a_region_only_its_own_range_speaks():
     assert (volatile.says, volatile.strength) == ("memory", "firmware")
     assert (volatile.source, volatile.value) == ("CDAT of mem0", "volatile (256 MiB at 0x0)")
     assert (more.says, more.strength) == (None, "hint")
+    assert more.value == (
+        "read latency 150 ns, write latency 250 ns, read bandwidth 16000 MB/s, "
+        f"write bandwidth 16000 MB/s, EFI: {PURPOSE} (256 MiB at 0x0)"
+    )
     (persistent, _) = table.evidence("mem0", ((256 * MIB, 257 * MIB),))
     assert (persistent.says, persistent.strength) == ("storage", "firmware")
     both = table.evidence("mem0", ((255 * MIB, 257 * MIB),))
@@ -279,7 +284,7 @@ def dslbis(handle, what, unit, value, flags=0):
 
 def performance(*records):
     (only,) = parse_cdat(sealed(dsmas(1, 0, 0, MIB), *records)).ranges
-    return only.performance
+    return tuple(map(str, only.performance))
 
 
 def test_latency_and_bandwidth_in_their_units():

@@ -34,6 +34,12 @@ STEPS = {
     "info": "pmem info /dev/pmem0 --json",
     "writable": "chmod 666 /etc/pmemkit/machine.toml; pmem explain region1",
 }
+POOL = """
+import json
+from pmemkit import MemoryPool
+with MemoryPool(["/dev/dax1.0"], block_size="8M") as pool:
+    print(json.dumps(pool.stat()["regions"][0]))
+"""
 CXL_STEPS = {
     "regions": """
         memdev() { cxl list -M -s "$1" | grep -o 'mem[0-9]*"' | tr -d '"'; }
@@ -41,6 +47,10 @@ CXL_STEPS = {
         cxl-create-ram-region $(memdev 1)""",
     "explain": "pmem explain --json",
     "dax": "pmem explain dax1.0",
+    "pool": f"""
+        modprobe device_dax
+        echo dax1.0 > /sys/bus/dax/drivers/device_dax/new_id
+        python3 -c '{POOL}'""",
     "declared": "pmem explain region0 --declare /in/machine.toml --json",
 }
 
@@ -184,6 +194,17 @@ def test_a_volatile_cxl_region_is_memory_on_the_node_of_its_window(cxl_booted):
     assert latency.startswith("read latency 150 ns, write latency 250 ns, read bandwidth 16000 MB")
     assert _shown(verdict)["SRAT and SLIT"] == "target node 1, without memory so far"
     assert cxl_booted["dax"].check().text.startswith(f"region1: memory: {verdict['because']}\n")
+
+
+def test_a_pool_over_cxl_memory_knows_how_fast_it_is(cxl_booted):
+    """As its node is not online, only the CDAT of the device, or what the kernel made of it."""
+    region = json.loads(cxl_booted["pool"].check().text)
+    origins = {"latency_ns": "cdat", "bandwidth": "cdat", "distance": None}
+    assert region["attributes_from"] == origins
+    assert region["latency_ns"] >= 150
+    assert region["bandwidth"] == 16e9
+    assert region["rank"] == region["latency_ns"] - 100
+    assert region["weight"] == 1, "ordinary memory has no bandwidth here"
 
 
 def test_a_cxl_device_is_declared_by_its_serial_number(cxl_booted):

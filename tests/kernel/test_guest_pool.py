@@ -25,6 +25,7 @@ SIZE = 512 * MIB
 """Of a namespace. Of 64 MiB Linux 6.1 left the area alone, of 512 MiB it did not."""
 MODES = ("fsdax", "devdax")
 BLOCK = "8M"
+LOCAL = "hmat-lb,initiator=0,target=0,hierarchy=memory"
 
 PROGRAM = """
 import json, sys
@@ -43,6 +44,8 @@ with MemoryPool([spec], block_size="8M") as pool:
     region = pool.stat()["regions"][0]
     names = sorted(pool)
 with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
+    regions = pool.stat()["regions"]
+    speeds = [each["attributes_from"] | {"rank": each["rank"]} for each in regions]
     held = [pool.alloc(2 * MIB, region="dax") for _ in range(4)]
     for number, buffer in enumerate(held):
         memoryview(buffer)[:] = bytes([number + 1]) * len(buffer)
@@ -58,10 +61,18 @@ with MemoryPool([spec, "anonymous:64M"], block_size="8M") as pool:
     )
     print(json.dumps({
         "names": names, "writers": region["writers"], "unit": region["unit"],
-        "bill": region["page_map"], "refused": refused, "moved": moved, "whole": whole,
+        "bill": region["page_map"], "speeds": speeds, "refused": refused, "moved": moved,
+        "whole": whole,
         "same": addresses == [buffer.address for buffer in held], "wrong": pool.validate(),
     }))
 """
+
+HMAT = (
+    *("-machine", "hmat=on"),
+    *("-numa", f"{LOCAL},data-type=access-latency,latency=130"),
+    *("-numa", f"{LOCAL},data-type=access-bandwidth,bandwidth=20G"),
+)
+"""What QEMU's firmware says of ordinary memory."""
 
 STEPS = {
     "list": "ndctl list -N",
@@ -100,6 +111,8 @@ def booted(guest: Guest, python_layers: None, image: Path, areas: list[bytes]) -
         python=True,
         files={"program": PROGRAM.encode()},
         timeout_seconds=240,
+        nodes=("1G",),
+        qemu_arguments=HMAT,
     )
 
 
@@ -132,6 +145,16 @@ def test_a_device_backs_a_pool_in_the_guest(booted):
     assert found["moved"] == [8 * MIB] * 3
     assert (found["whole"], found["same"], found["wrong"]) == (True, True, [])
     assert "no namespace has no info block" in found["refused"]
+
+
+def test_ordinary_memory_of_the_guest_has_the_hmat_of_its_node(booted):
+    _, ordinary = json.loads(booted["pool"].check().text)["speeds"]
+    assert ordinary == {
+        "latency_ns": "hmat",
+        "bandwidth": "hmat",
+        "distance": "slit",
+        "rank": 30,
+    }
 
 
 def test_what_pools_had_is_found_after_the_kernel_was_there(booted, image, areas):

@@ -1,10 +1,12 @@
 """NumPy arrays of a pool against NumPy on memory that was mapped plainly; what moving them costs.
 
-Peers are shared memory in pages of 4 KiB and, where the machine has huge pages, hugetlb. Each
-pool is made of memory of the same kind. The copy that migration is compared with is one between two
-ranges of shared memory, beside the same four writers, in the chunks in which migration copies.
+Peers are shared memory in pages of 4 KiB and hugetlb. Each pool is made of memory of the same kind.
+Huge pages are set aside for the time of the measurement where this process may do that, and are the
+machine's own (``vm.nr_hugepages``) where it may not. The copy that migration is compared with is
+one between two ranges of shared memory, beside the same four writers, in the chunks in which
+migration copies.
 
-What this does not do: set huge pages aside (``vm.nr_hugepages``), place writers on CPUs.
+What this does not do: place writers on CPUs.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pmemkit.bench._runner import Report, alternate
@@ -29,24 +32,47 @@ _MIB = 1 << 20
 _CHUNK = 2 * _MIB
 _WRITERS = 4
 _HUGETLB = 0x40000
+_NR_HUGE_PAGES = Path("/proc/sys/vm/nr_hugepages")
 
 
 def measure(report: Report) -> None:
     """Adds the records of arrays and of migration."""
     size = (32 if report.options.quick else 128) * _MIB
-    for kind in ("4 KiB", "hugetlb"):
-        if kind == "hugetlb" and not _has_huge_pages(4 * size):
-            print(f"left out: hugetlb: vm.nr_hugepages has no {4 * size // _CHUNK} free pages")
-            continue
-        if report.options.wanted(f"arrays {kind}"):
-            _arrays(report, kind, size)
+    if report.options.wanted("arrays 4 KiB"):
+        _arrays(report, "4 KiB", size)
+    if report.options.wanted("arrays hugetlb"):
+        # The pool's region and three arrays of the peer.
+        count = 7 * size // _CHUNK
+        with _huge_pages(count) as there:
+            if there:
+                _arrays(report, "hugetlb", size)
+            else:
+                print(f"left out: hugetlb: vm.nr_hugepages has no {count} free pages")
     if report.options.wanted("migration"):
         _migration(report, size)
 
 
-def _has_huge_pages(size: int) -> bool:
+@contextlib.contextmanager
+def _huge_pages(count: int) -> Iterator[bool]:
+    """Inside, so many huge pages are free, if it says so; there are as many as before after it."""
     try:
-        mmap.mmap(-1, 2 * size, mmap.MAP_SHARED | _HUGETLB).close()
+        before = _NR_HUGE_PAGES.read_text(encoding="ascii")
+    except OSError:
+        # A kernel without them.
+        yield False
+        return
+    with contextlib.suppress(OSError):
+        _NR_HUGE_PAGES.write_text(f"{int(before) + count}\n", encoding="ascii")
+    try:
+        yield _are_free(count)
+    finally:
+        with contextlib.suppress(OSError):
+            _NR_HUGE_PAGES.write_text(before, encoding="ascii")
+
+
+def _are_free(count: int) -> bool:
+    try:
+        mmap.mmap(-1, count * _CHUNK, mmap.MAP_SHARED | _HUGETLB).close()
     except OSError:
         return False
     return True

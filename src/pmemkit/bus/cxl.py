@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pmemkit.bus.memory import Range
 from pmemkit.bus.sysfs import Node, devices
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "CxlRegion",
     "cxl_memdevs",
     "cxl_regions",
+    "device_ranges",
     "endpoint_of",
     "root_decoders",
 ]
@@ -173,6 +175,21 @@ def cxl_regions(sysfs: str | Path = "/sys") -> list[CxlRegion]:
             )
         )
     return found
+
+
+def device_ranges(region: CxlRegion, memdev: str, sysfs: str | Path = "/sys") -> tuple[Range, ...]:
+    """The addresses, the device's own, that a region takes of a memory device."""
+    node, found = Node(region.dev, region.place), []
+    for index in range(region.ways):
+        decoder = next(
+            iter(devices(sysfs, "cxl", re.escape(node.text(f"target{index}") or "-"))), None
+        )
+        if decoder is None or (decoder.place.parent / "uport").resolve().name != memdev:
+            continue
+        start, size = decoder.number("dpa_resource"), decoder.size("dpa_size")
+        if start is not None and start >= 0 and size:
+            found.append((start, start + size))
+    return tuple(found)
 
 
 def _owners(sysfs: str | Path) -> dict[str, str]:

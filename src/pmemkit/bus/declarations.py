@@ -8,6 +8,9 @@ which have to fit, and says what sysfs cannot:
     serial = 0x123456        # as in the NFIT, or as the kernel prints it (its bytes swapped)
     nature = "memory"
     endurance = "20P"        # bytes that may be written to this dimm in its life
+    latency_ns = 300         # of a load from it
+    bandwidth = "10G"        # bytes a second, of loads
+    distance = 17            # as the SLIT has it: 10 is local
 
     [[dimm]]
     region = "region1"       # a whole region, also of CXL or DAX; its number may change at a boot
@@ -53,8 +56,10 @@ DECLARATIONS: Final = "/etc/pmemkit/machine.toml"
 
 _SIZE_MOST: Final = 1 << 20
 _MATCHING: Final = ("serial", "handle", "id", "region")
-_SAYING: Final = ("nature", "endurance")
+_SPEED: Final = ("latency_ns", "bandwidth", "distance")
+_SAYING: Final = ("nature", "endurance", *_SPEED)
 _LIMITS: Final = {"serial": 1 << 64, "handle": 1 << 32, "slot": 256}
+_LIMITS_SPEED: Final = {"latency_ns": 1 << 32, "distance": 256}
 _OF_IMAGES: Final = frozenset(DimmSpec.__dataclass_fields__)
 
 
@@ -102,6 +107,9 @@ class Declaration:
     region: str | None = None
     nature: Nature | None = None
     endurance: int | None = None
+    latency_ns: int | None = None
+    bandwidth: int | None = None
+    distance: int | None = None
 
     @property
     def of_dimms(self) -> bool:
@@ -236,8 +244,13 @@ def _value(where: str, key: str, value: Any) -> Any:
         if key == "region" and re.fullmatch(r"[A-Za-z_]+[\d.]+", value) is None:
             raise _refusal(where, f"region {value!r} is no name of a region, such as region0")
         return value
-    if key == "endurance":
-        return _endurance(where, value)
+    if key in ("endurance", "bandwidth"):
+        return _count(where, key, value)
+    if key in _SPEED:
+        if type(value) is not int or not 0 < value < _LIMITS_SPEED[key]:
+            text = f"{key} = {value!r} is no number from 1 to {_LIMITS_SPEED[key] - 1}"
+            raise _refusal(where, text)
+        return value
     if type(value) is not int:
         raise _refusal(where, f"{key} = {value!r} is no whole number")
     if not 0 <= value < _LIMITS[key]:
@@ -245,12 +258,12 @@ def _value(where: str, key: str, value: Any) -> Any:
     return value
 
 
-def _endurance(where: str, value: Any) -> int:
+def _count(where: str, key: str, value: Any) -> int:
     if isinstance(value, str):
         try:
             value = parse_size(value)
         except InvalidArgument as cause:
-            raise _refusal(where, f"endurance: {cause.message}") from None
+            raise _refusal(where, f"{key}: {cause.message}") from None
     if type(value) is not int or not 0 < value < 1 << 63:
-        raise _refusal(where, f'endurance = {value!r} is no count of bytes, such as "20P"')
+        raise _refusal(where, f'{key} = {value!r} is no count of bytes, such as "20P"')
     return value

@@ -18,7 +18,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pmemkit.bus.memory import Range
 from pmemkit.bus.nature import Evidence, Nature
@@ -26,7 +26,15 @@ from pmemkit.bus.sysfs import Node, devices
 from pmemkit.errors import InvalidArgument
 from pmemkit.units import format_size, parse_size
 
-__all__ = ["Cdat", "CdatRange", "cdat_of", "map_evidence", "node_evidence", "parse_cdat"]
+__all__ = [
+    "Cdat",
+    "CdatFigure",
+    "CdatRange",
+    "cdat_of",
+    "map_evidence",
+    "node_evidence",
+    "parse_cdat",
+]
 
 _LIMIT: Final = 1 << 20
 _KINDS: Final = (
@@ -198,6 +206,17 @@ _EFI: Final = ("conventional memory", "conventional memory for a specific purpos
 _NO_VALUE: Final = (0, 0xFFFF)
 
 
+class CdatFigure(NamedTuple):
+    """A latency in nanoseconds or a bandwidth in MB/s, by its name in the table."""
+
+    name: str
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.15g} {self.unit}"
+
+
 @dataclass(frozen=True, slots=True)
 class CdatRange:
     """A range of a device's own addresses (DSMAS), with what other records say of it."""
@@ -206,10 +225,15 @@ class CdatRange:
     start: int
     length: int
     persistent: bool
-    performance: tuple[str, ...] = ()
+    performance: tuple[CdatFigure, ...] = ()
     """Latency and bandwidth (DSLBIS)."""
     efi: str | None = None
     """The type that it would have in EFI's memory map (DSEMTS)."""
+
+    def overlaps(self, spans: tuple[Range, ...]) -> bool:
+        """True where it has bytes of any of these; with none, of whatever is asked for."""
+        end = self.start + self.length
+        return not spans or any(start < end and self.start < behind for start, behind in spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +246,7 @@ class Cdat:
         """What it says of ranges of the device's addresses; all of it where none are known."""
         found = []
         for each in self.ranges:
-            end = each.start + each.length
-            if spans and not any(start < end and each.start < behind for start, behind in spans):
+            if not each.overlaps(spans):
                 continue
             kind = "persistent" if each.persistent else "volatile"
             says: Nature = "storage" if each.persistent else "memory"
@@ -239,7 +262,7 @@ class Cdat:
                     "firmware" if decides else "hint",
                 )
             )
-            more = [*each.performance, *([f"EFI: {each.efi}"] if each.efi else [])]
+            more = [*map(str, each.performance), *([f"EFI: {each.efi}"] if each.efi else [])]
             if more:
                 found.append(Evidence(source, f"{', '.join(more)} ({where})", None, "hint"))
         return found
@@ -281,7 +304,7 @@ def _ranges(records: list[tuple[int, bytes]]) -> list[CdatRange]:
     return found
 
 
-def _performance(handle: int, records: list[tuple[int, bytes]]) -> list[str]:
+def _performance(handle: int, records: list[tuple[int, bytes]]) -> list[CdatFigure]:
     """Latencies, which come in picoseconds, and bandwidths, in MB/s, both times a base unit."""
     found = []
     for body in (body for kind, body in records if kind == 1 and len(body) == _DSLBIS.size):
@@ -290,9 +313,10 @@ def _performance(handle: int, records: list[tuple[int, bytes]]) -> list[str]:
         if owner != handle or flags & 0xF or value in _NO_VALUE:
             continue
         if what < len(_FIGURES):
-            found.append(f"{_FIGURES[what]} {value * unit / 1000:g} ns")
+            found.append(CdatFigure(_FIGURES[what], value * unit / 1000, "ns"))
         elif what < len(_FIGURES) + len(_RATES):
-            found.append(f"{_RATES[what - len(_FIGURES)]} {value * unit} MB/s")
+            name = _RATES[what - len(_FIGURES)]
+            found.append(CdatFigure(name, value * unit, "MB/s"))
     return list(dict.fromkeys(found))
 
 

@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pmemkit.bus.cxl import CxlMemdev, CxlRegion, cxl_memdevs, cxl_regions
+from pmemkit.bus.cxl import (
+    CxlMemdev,
+    CxlRegion,
+    cxl_memdevs,
+    cxl_regions,
+    device_ranges,
+)
 from pmemkit.bus.dax import DaxDevice, dax_devices
 from pmemkit.bus.declarations import DECLARATIONS, Declaration, declared_evidence
 from pmemkit.bus.evidence_firmware import cdat_of, map_evidence, node_evidence
@@ -38,6 +44,7 @@ __all__ = [
     "kernel_evidence",
     "region_names",
     "region_of_device",
+    "region_under",
     "verdict_of",
 ]
 
@@ -133,12 +140,20 @@ def region_of_device(path: str, sysfs: str | Path = "/sys") -> str | None:
     kind = kinds.get(stat.S_IFMT(status.st_mode))
     if kind is None:
         return None
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    place = (Path(sysfs) / "dev" / kind / number).resolve()
+    return _region_of(kind, status.st_rdev, Path(sysfs))
+
+
+def region_under(file: int, sysfs: str | Path = "/sys") -> str | None:
+    """The region of this machine that the file system of an open file is on."""
+    return _region_of("block", os.fstat(file).st_dev, Path(sysfs))
+
+
+def _region_of(kind: str, device: int, sysfs: Path) -> str | None:
+    place = (sysfs / "dev" / kind / f"{os.major(device)}:{os.minor(device)}").resolve()
     if re.fullmatch(r"dax\d+\.\d+", place.name):
         # Where dax is a class, what it is of stands above it.
         dax = next((each for each in place.parents if each.name == place.name), place)
-        name = _owner(place.name, dax_devices(sysfs), Path(sysfs))
+        name = _owner(place.name, dax_devices(sysfs), sysfs)
         region = Node(dax.name, dax).above(r"region\d+") if name == place.name else None
         return region.name if region is not None else name
     region = Node(place.name, place).above(r"region\d+")
@@ -344,23 +359,8 @@ def _of_cxl(region: CxlRegion, memdevs: Iterable[CxlMemdev], sysfs: Path) -> lis
         found.append(Evidence(f"CXL {each.dev}", text, None, "hint"))
         cdat = cdat_of(each.dev, sysfs)
         if cdat is not None:
-            found += cdat.evidence(each.dev, _spans(region, each.dev, sysfs))
+            found += cdat.evidence(each.dev, device_ranges(region, each.dev, sysfs))
     return found
-
-
-def _spans(region: CxlRegion, memdev: str, sysfs: Path) -> tuple[Range, ...]:
-    """The addresses, the device's own, that a region takes of a memory device."""
-    node, found = Node(region.dev, region.place), []
-    for index in range(region.ways):
-        decoder = next(
-            iter(devices(sysfs, "cxl", re.escape(node.text(f"target{index}") or "-"))), None
-        )
-        if decoder is None or (decoder.place.parent / "uport").resolve().name != memdev:
-            continue
-        start, size = decoder.number("dpa_resource"), decoder.size("dpa_size")
-        if start is not None and start >= 0 and size:
-            found.append((start, start + size))
-    return tuple(found)
 
 
 def _of_dax(region: KernelRegion) -> list[Evidence]:

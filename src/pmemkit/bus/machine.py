@@ -10,6 +10,9 @@ A machine file is TOML. Every key but ``path`` has the value QEMU would give it:
     nature = "storage"       # what the device is: storage, memory or unknown
     numa_node = 0
     endurance = "20P"        # bytes that may be written to it in its life
+    latency_ns = 300         # of a load
+    bandwidth = "10G"        # bytes a second
+    distance = 17            # as the SLIT has it: 10 is local
 
     [[region]]               # only for interleaved sets; otherwise each dimm is a region
     dimms = [0, 1]
@@ -72,6 +75,9 @@ class DimmSpec:
     nature: str = "unknown"
     numa_node: int = 0
     endurance: int | None = None
+    latency_ns: int | None = None
+    bandwidth: int | None = None
+    distance: int | None = None
     unarmed: bool = False
     address: int | None = None
     region_offset: int = 0
@@ -155,7 +161,9 @@ class Machine:
         return found
 
 
-_SIZES = frozenset({"label_size", "align", "endurance", "address", "region_offset", "dpa"})
+_SIZES = frozenset(
+    {"label_size", "align", "endurance", "bandwidth", "address", "region_offset", "dpa"}
+)
 _KEYS = {each.name for each in fields(DimmSpec)}
 
 
@@ -229,6 +237,9 @@ def checked(dimm: DimmSpec, where: str) -> DimmSpec:
     for key, value, most in limits:
         if not 0 <= value <= most:
             raise InvalidArgument(f"{where}: {key} = {value} is more than {most}", op="machine")
+    for key in ("latency_ns", "bandwidth", "distance"):
+        if getattr(dimm, key) == 0:
+            raise InvalidArgument(f"{where}: {key} = 0 is none that a dimm has", op="machine")
     if dimm.nature not in NATURES:
         choices = ", ".join(NATURES)
         raise InvalidArgument(f"{where}: nature {dimm.nature!r} is none of {choices}", op="machine")

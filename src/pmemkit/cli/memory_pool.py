@@ -145,7 +145,21 @@ def _region_lines(region: dict[str, Any], block_size: int) -> list[str]:
         f"  {region['name']}: {format_size(used)} of {format_size(region['size'])} in use, "
         f"{format_size(region['free'])} free; {', '.join(notes)}",
         f"    [{shown}]" + (f" and {more} blocks more" if more > 0 else ""),
+        *_attribute_lines(region),
     ]
+
+
+def _attribute_lines(region: dict[str, Any]) -> list[str]:
+    """What is known of its speed, and who says so."""
+    shapes = {"latency_ns": "{:g} ns", "bandwidth": "{}/s", "distance": "distance {:g}"}
+    told = []
+    for name, shape in shapes.items():
+        value, origin = region[name], region["attributes_from"][name]
+        if value is not None:
+            size = format_size(round(value)) if name == "bandwidth" else value
+            told.append(f"{shape.format(size)} ({origin})")
+    told += [f"node {region['node']}"] if region["node"] is not None else []
+    return [f"    {', '.join(told)}"] if told else []
 
 
 def _block_mark(block: dict[str, Any], block_size: int) -> str:

@@ -29,8 +29,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, NotSupported, PmemError
-from pmemkit.memory import tiers
+from pmemkit.memory import attributes, tiers
 from pmemkit.memory.control import ControlServer
+from pmemkit.memory.local import Nearness
 from pmemkit.memory.named import NamedArrays
 from pmemkit.memory.page_map import bill_of, open_map
 from pmemkit.memory.provider import Block, Provider, RegionProvider
@@ -87,12 +88,12 @@ class MemoryPool:
         catch_with: Literal["best", "signal"] = "best",
         progress_every: float = 0.1,
     ) -> None:
-        """``placement``: ``local``, or ``preferred``, fills regions by rank, ``interleave`` spreads
-        large extents over all of them in granules. ``zeroing``: bytes are zeroes only where they
-        are ``asked`` for, whenever they are handed out (``allocate``), or cleared when they are
-        given back (``free``). ``limit``: bytes that may be in use. ``catch_with``: how writers are
-        made to wait while their memory moves; see docs/memory-pools.md. ``progress_every``: seconds
-        between two calls of a progress callback.
+        """``placement``: ``preferred`` fills regions by rank, ``local`` by the rank that the
+        calling thread's node sees, ``interleave`` spreads large extents over all in granules.
+        ``zeroing``: bytes are zeroes only where they are ``asked`` for, whenever they are handed
+        out (``allocate``), or cleared when they are given back (``free``). ``limit``: bytes that
+        may be in use. ``catch_with``: how writers are made to wait while their memory moves; see
+        docs/memory-pools.md. ``progress_every``: seconds between two calls of a progress callback.
         """
         from pmemkit._native import memory
 
@@ -116,6 +117,8 @@ class MemoryPool:
         self._servers: list[ControlServer] = []
         self._tiering: Tiering | None = None
         self._named: dict[str, NamedArrays] = {}
+        self._near = Nearness(())
+        self._passed_over = 0
         self._lock = threading.RLock()
         self._pressure: tuple[float, Callable[[int], object]] | None = None
         self._pressed = False
@@ -171,6 +174,7 @@ class MemoryPool:
                 member.close()
                 raise
             self._members[member.name] = member
+            self._near = Nearness(self._members.values())
             if not member.spec.names:
                 # The core has the file and its lock.
                 member.close()
@@ -195,6 +199,7 @@ class MemoryPool:
 
     def _join(self, member: Opened) -> None:
         tiers.require_sound(member.spec)
+        attributes.complete(member)
         named = None
         start, size = member.start, member.size
         claimed: list[tuple[int, int]] = []
@@ -247,6 +252,7 @@ class MemoryPool:
             raise
         with self._lock:
             self._members.pop(region, None)
+            self._near = Nearness(self._members.values())
             self._named.pop(region, None)
             if named is not None:
                 named.close()
@@ -376,15 +382,29 @@ class MemoryPool:
         """Memory as an object with the buffer protocol (``memoryview(buffer)``)."""
         number = None if region is None else self._member(region).id
         try:
-            buffer = self._core.allocate(nbytes, region=number, fixed=not movable, zero=zero)
+            buffer = self._placed(nbytes, number, fixed=not movable, zero=zero)
         except NoSpace:
             if self._pressure is None:
                 raise
             self._pressure[1](nbytes)
-            buffer = self._core.allocate(nbytes, region=number, fixed=not movable, zero=zero)
+            buffer = self._placed(nbytes, number, fixed=not movable, zero=zero)
         if self._pressure is not None:
             self._watch_pressure(nbytes)
         return buffer
+
+    def _placed(self, nbytes: int, region: int | None, *, fixed: bool, zero: bool) -> "Buffer":
+        """Memory of one region, or by the placement."""
+        if region is None and self.placement == "local":
+            for near in self._near.order(nbytes):
+                try:
+                    return self._core.allocate(nbytes, region=near, fixed=fixed, zero=zero)
+                except NoSpace:
+                    with self._lock:
+                        self._passed_over += 1
+                except PmemError:
+                    # It left, or was cut; the core knows what to do.
+                    break
+        return self._core.allocate(nbytes, region=region, fixed=fixed, zero=zero)
 
     def on_pressure(self, fraction: float, callback: Callable[[int], object] | None) -> None:
         """Calls ``callback(nbytes)`` when an allocation of so many bytes takes the share of memory
@@ -529,21 +549,19 @@ class MemoryPool:
             region["window"] = hex(region["window"])
             region["blocks"] = [{"state": state, "used": used} for state, used in region["blocks"]]
             region["names"] = region["name"] in self._named
-            region |= self._attributes(region["name"])
+            region |= attributes.shown(self._members.get(region["name"]))
             region["page_map"] = bill_of(region)
         limit = {"placement": self.placement, "block_size": self.block_size}
         providers = [
             {"name": each.name, "cpu_addressable": each.cpu_addressable, "used": each.used()}
             for each in self._providers.values()
         ]
+        stats = self._core.stats()
+        # The core counts a region without room that was only the first to be asked.
+        stats["refused"] -= self._passed_over
         tiering = None if self._tiering is None else self._tiering.stat()
-        more = {"providers": providers, "tiering": tiering, **self._core.stats()}
+        more = {"providers": providers, "tiering": tiering, **stats}
         return {**limit, "regions": regions, **more}
-
-    def _attributes(self, name: str) -> dict[str, float | None]:
-        member = self._members.get(name)
-        known = ("latency_ns", "bandwidth", "distance")
-        return {each: getattr(member.spec, each) if member else None for each in known}
 
     def map(self) -> list[dict[str, Any]]:
         """Every extent: address, length, where its bytes are."""

@@ -4,9 +4,10 @@ What this does not do: map anything for the pool (the core does), choose where e
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pmemkit.bus.attributes import Attributes
 from pmemkit.bus.locate import Place, locate, require_whole, split_namespace
 from pmemkit.errors import Closed, InvalidArgument
 from pmemkit.formats.pool import Directory
@@ -39,7 +40,7 @@ class RegionSpec:
     large_pages: bool = True
     """Ask the kernel for large pages."""
     latency_ns: float | None = None
-    """Nanoseconds of a load."""
+    """Nanoseconds of a load; what the bus says where nothing is given, as the next two."""
     bandwidth: float | None = None
     """Bytes a second."""
     distance: int | None = None
@@ -63,6 +64,12 @@ class Opened:
     """Nobody else can change its length."""
     map_area: tuple[int, int] | None = None
     """Bytes of its file that a page map in the namespace may take: offset and length."""
+    place: Place | None = None
+    """The namespace of an image that it is."""
+    attributes: Attributes = field(default_factory=dict)
+    """What is known of its speed."""
+    node: int | None = None
+    """The NUMA node that its media are on; ``None`` for ordinary memory."""
     directory: Directory | None = None
     id: int = -1
     """The number the core gave it."""
@@ -110,7 +117,9 @@ def open_region_of(
     opened = open_medium(target, read_only=read_only, locking="on" if locking else "off", part=part)
     start, size = part or (0, len(opened.medium))
     name = spec.name or os.fspath(spec.path)
-    return Opened(spec, name, opened, start, size, sealed=memory is not None, map_area=area)
+    return Opened(
+        spec, name, opened, start, size, sealed=memory is not None, map_area=area, place=place
+    )
 
 
 def _range_of(path: str) -> tuple[str, tuple[int, int] | None, Place | None]:

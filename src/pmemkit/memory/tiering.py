@@ -162,6 +162,7 @@ class Tiering:
     def begin(self) -> int:
         """Begins to look at the next chunks; gives how many."""
         started = time.perf_counter_ns()
+        count: int
         count, after = self._core.sample_begin(self._cursor, self.chunks, self.heat)
         if after <= self._cursor or count < self.chunks:
             self._sweep += 1
@@ -272,7 +273,7 @@ class Tiering:
             if not part:
                 raise NoSpace(f"no room for {batch[0].size} bytes", op="tiering")
             ranges = [(each.address, each.address + _chunk_size()) for each in part]
-            done = pool._move_ranges(ranges, into)  # noqa: SLF001 - the pool's own part
+            done = pool._move_ranges(ranges, into)
             for each in part:
                 self._tier_of[each.address] = into
             self._counts[count] += done.bytes
@@ -301,7 +302,7 @@ class Tiering:
 
     @property
     def _core(self) -> Any:
-        return self._require_pool()._core  # noqa: SLF001 - the pool's own part
+        return self._require_pool()._core
 
 
 def _chunk_size() -> int:

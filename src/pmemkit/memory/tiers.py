@@ -1,20 +1,25 @@
 """Tiers: what the speed of a region says about its place in a pool.
 
-What this does not do: find out how fast a region is, move anything, look at who uses what.
+What this does not do: find out how fast a region is (:mod:`pmemkit.memory.attributes`), move
+anything, look at who uses what.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pmemkit.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from pmemkit.memory.regions import RegionSpec
+    from pmemkit.bus.attributes import Attribute
+    from pmemkit.memory.regions import Opened, RegionSpec
 
-__all__ = ["rank_of", "require_sound", "weight_of"]
+__all__ = ["rank_of", "rank_seen_from", "require_sound", "weight_of"]
 
 _LOCAL_NS = 100
 """What local memory takes, about: the SLIT's distance of 10."""
 _NS_PER_DISTANCE = 10
+_LOCAL, _NO_WAY = 10, 255
+"""Of the SLIT."""
 _WEIGHT_UNIT = 10**9
 _RANK_MAX = (1 << 32) - 1
 
@@ -42,6 +47,26 @@ def rank_of(spec: "RegionSpec") -> int:
     else:
         return 0
     return min(_RANK_MAX, max(0, round(latency - _LOCAL_NS)))
+
+
+def rank_seen_from(member: "Opened", distances: Mapping[int, int]) -> tuple[int, int]:
+    """The rank of a region for a thread whose node has these distances, and what comes before what
+    else is equal.
+
+    The way to another node counts where it is more than the region's rank; what the user gave is
+    not changed.
+    """
+    rank = rank_of(member.spec)
+    given = any(each.origin == "user" for each in _of_latency(member))
+    if member.node is None or member.spec.rank is not None or given:
+        return rank, _LOCAL
+    distance = distances.get(member.node, _NO_WAY)
+    return max(rank, (distance - _LOCAL) * _NS_PER_DISTANCE), distance
+
+
+def _of_latency(member: "Opened") -> list["Attribute"]:
+    known = member.attributes
+    return [known[name] for name in ("latency_ns", "distance") if name in known]
 
 
 def weight_of(spec: "RegionSpec") -> int:

@@ -2,8 +2,8 @@
 //!
 //! A chunk is taken out of this process's page table; its pages stay where they are, and each that
 //! is touched comes back by a minor fault. A look at the page table some time later shows which
-//! were. For writes alone, the chunk is write-protected instead, and the kernel lifts the protection
-//! of each page that is stored to by itself.
+//! were. For writes alone, the chunk is write-protected instead, and the kernel lifts the
+//! protection of each page that is stored to by itself.
 //!
 //! Invariants:
 //! 1. No byte changes, nobody waits, and no access fails: what a sample costs is the faults.
@@ -167,8 +167,8 @@ impl Pool {
         Ok((sampler.chosen.len(), at))
     }
 
-    /// Ends the samples and gives what they show. Chunks that were freed meanwhile are left out, and
-    /// so is everything that a migration ended.
+    /// Ends the samples and gives what they show. Chunks that were freed meanwhile are left out,
+    /// and so is everything that a migration ended.
     pub fn sample_end(&self) -> Result<Vec<Sample>> {
         self.require_own("sample")?;
         let mut sampler = locked(&self.sampler);

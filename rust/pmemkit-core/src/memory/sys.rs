@@ -215,8 +215,8 @@ pub fn populate_read(at: u64, len: u64) -> Result<()> {
     advise("populate", at, len, libc::MADV_POPULATE_READ, "MADV_POPULATE_READ")
 }
 
-/// Takes a range out of this process's page table; its pages stay, and each is mapped again when it is
-/// next touched. Only for shared mappings: private ones would lose their bytes.
+/// Takes a range out of this process's page table; its pages stay, and each is mapped again when it
+/// is next touched. Only for shared mappings: private ones would lose their bytes.
 ///
 /// # Safety
 /// What is mapped in the range must be shared, or nothing.
