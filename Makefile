@@ -70,7 +70,7 @@ guest: peers-guest ## make guest IMG=a.img[,b.img] CMD='ndctl list -RNi' [LABEL=
 	@$(PYTHON) tools/guest.py run --images "$$IMG" --label-size "$(LABEL)" -- "$$CMD"
 
 # Where the package is not to be had, the suite says what it left out.
-bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|cache|wear|policy|frames|dax [ARGS=--quick]
+bench: peers-bench build ## make bench SUITE=nbd|medium|formats|btt|cache|wear|policy|frames|tiers|dax [ARGS=--quick]
 	if test $(SUITE) = cache && ! $(PY) -c 'import libcachesim' 2> /dev/null; then \
 	    $(PYTHON) -m pip --python $(PY) install --quiet --no-deps \
 	        "$$($(PY) tools/requirements.py bench)" || true; fi

@@ -7,7 +7,7 @@ from pmemkit.cli._common import make_parser
 
 __all__ = ["SUITES", "run"]
 
-SUITES = ("nbd", "medium", "formats", "btt", "cache", "wear", "policy", "frames", "dax")
+SUITES = ("nbd", "medium", "formats", "btt", "cache", "wear", "policy", "frames", "tiers", "dax")
 
 _EXAMPLES = """\
   pmem bench nbd --quick        the NBD server against nbdkit, with fio as the client
@@ -18,6 +18,7 @@ _EXAMPLES = """\
   pmem bench wear               lifetimes with levelling and without; what counting costs
   pmem bench policy             planning against parsing
   pmem bench frames             page frames against jemalloc, mimalloc, glibc
+  pmem bench tiers              promotion and demotion against an oracle; what sampling costs
   pmem bench dax                direct mappings against libpmem, flushing it all, a bare mmap
   pmem bench nbd --help         options of a suite"""
 

@@ -53,7 +53,7 @@ class Tiering:
         interval: float = 0.1,
         chunks: int = 32,
         rate: int | str = 256 << 20,
-        decay: float = 0.5,
+        decay: float = 0.9,
         hysteresis: float = 0.5,
     ) -> None:
         """``heat``: what counts, all ``accesses`` or ``writes`` only. Every ``interval`` seconds
