@@ -10,7 +10,7 @@ from dataclasses import dataclass
 __all__ = ["Chunk", "Move", "plan"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A range of addresses as the policy sees it."""
 

@@ -22,6 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pmemkit.errors import Busy, Closed, InvalidArgument, NoSpace, PmemError
@@ -40,6 +41,20 @@ _WINDOW_MIN = 0.001
 _FEW, _MANY = 0.1, 0.5
 """Shares of the pages looked at that should be found in use: between these a window tells hot from
 warm; in a longer one everything was used, in a shorter one nothing."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the samples of a chunk showed."""
+
+    size: int
+    """Bytes in use there."""
+    score: float
+    region: int
+    """Where most of it is."""
+    movable: bool
+    sweep: int
+    """The last that found it."""
 
 
 class Tiering:
@@ -81,9 +96,7 @@ class Tiering:
         self.decay, self.hysteresis = decay, hysteresis
         self.window = interval / 4
         """Seconds for which a chunk is looked at; found out while it goes."""
-        self._known: dict[int, Chunk] = {}
-        self._tier_of: dict[int, int] = {}
-        self._seen: dict[int, int] = {}
+        self._known: dict[int, _Seen] = {}
         self._cursor = 0
         self._sweep = 0
         self._began = 0.0
@@ -134,7 +147,6 @@ class Tiering:
     def _run(self) -> None:
         while not self._stop.is_set() and self._pool() is not None:
             try:
-                self._reason = None
                 self.begin()
                 self._stop.wait(self.window)
                 self.end()
@@ -184,9 +196,7 @@ class Tiering:
             share = 1.0 if before is None else 1 - self.decay
             score = kept + share * touched / window
             region = max(places, key=lambda place: place[1])[0]
-            self._known[address] = Chunk(address, frames * _FRAME, score, False, not held)
-            self._tier_of[address] = region
-            self._seen[address] = self._sweep
+            self._known[address] = _Seen(frames * _FRAME, score, region, not held, self._sweep)
             self._counts["samples"] += 1
         if looked and used < looked * _FEW:
             self.window = min(self.window * 2, self.interval)
@@ -196,8 +206,8 @@ class Tiering:
 
     def _forget(self) -> None:
         """Chunks that two sweeps did not find any more."""
-        for address in [at for at, seen in self._seen.items() if seen < self._sweep - 2]:
-            del self._known[address], self._tier_of[address], self._seen[address]
+        for address in [at for at, each in self._known.items() if each.sweep < self._sweep - 2]:
+            del self._known[address]
 
     # --- moving -----------------------------------------------------------------------------------
 
@@ -218,6 +228,7 @@ class Tiering:
         now = time.monotonic()
         budget = int(self.rate * max(now - self._planned, 1.0))
         self._planned = now
+        self._reason = None
         moved = 0
         with self._turn:
             if self._paused:
@@ -234,12 +245,11 @@ class Tiering:
         return moved
 
     def _move_between(self, pool: "MemoryPool", fast: set[int], slow: set[int], budget: int) -> int:
-        chunks = []
-        for address, region in self._tier_of.items():
-            if region in fast or region in slow:
-                chunk = self._known[address]
-                chunk.fast = region in fast
-                chunks.append(chunk)
+        chunks = [
+            Chunk(address, each.size, each.score, each.region in fast, each.movable)
+            for address, each in self._known.items()
+            if each.region in fast or each.region in slow
+        ]
         free_slow = sum(self._room(slow).values())
         moves = plan(
             chunks,
@@ -275,7 +285,7 @@ class Tiering:
             ranges = [(each.address, each.address + _chunk_size()) for each in part]
             done = pool._move_ranges(ranges, into)
             for each in part:
-                self._tier_of[each.address] = into
+                self._known[each.address].region = into
             self._counts[count] += done.bytes
             moved += done.bytes
         return moved
