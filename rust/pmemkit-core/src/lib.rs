@@ -19,6 +19,7 @@ pub mod formats;
 pub mod frames;
 pub mod fuse;
 pub mod media;
+mod membarrier;
 pub mod memory;
 pub mod nbd;
 mod place;

@@ -2,9 +2,9 @@
 //!
 //! Invariants:
 //! 1. Offsets are bytes from the start of the mapping and are checked before anything moves.
-//! 2. `open` is a gate: whoever uses the medium holds it for reading; closing, and fixing the
-//!    moment of a snapshot, hold it for writing. So no store of ours is half before that moment.
-//!    Nobody waits for anything else but media while holding it.
+//! 2. `open` is a [`Gate`]: whoever uses the medium passes it; closing, and fixing the moment of a
+//!    snapshot, shut it. So no store of ours is half before that moment. Nobody waits for anything
+//!    else but media inside.
 //! 3. A mapping with views is not closed: their addresses would lead nowhere.
 //! 4. After [`Mapping::sync`] everything is durable that was stored before the call: with the
 //!    tracker `explicit` that is what our methods stored, what was marked, and the ranges of
@@ -14,8 +14,9 @@
 //!
 //! What this does not do: tell a file from a device; whoever opens it knows which tracker fits.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::gate::{Gate, Passed};
 use super::handler::{Handler, Span};
 use super::plant::Plant;
 use super::snapshot::{self, Snapshot};
@@ -82,7 +83,7 @@ struct Views {
 
 /// Mapped bytes of a region.
 pub struct Mapping {
-    open: RwLock<Option<Open>>,
+    open: Gate<Option<Open>>,
     views: Mutex<Views>,
     syncing: Mutex<()>,
     copying: Mutex<()>,
@@ -131,7 +132,7 @@ impl Mapping {
         let tracker = Tracker::new(tracking, granularity, span)?;
         let open = Open { handler: None, tracker, snapshot: None, by_methods: false, medium };
         Ok(Mapping {
-            open: RwLock::new(Some(open)),
+            open: Gate::new(Some(open)),
             views: Mutex::default(),
             syncing: Mutex::default(),
             copying: Mutex::default(),
@@ -187,8 +188,9 @@ impl Mapping {
         self.sees_stores
     }
 
-    fn open(&self) -> RwLockReadGuard<'_, Option<Open>> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    #[inline]
+    fn open(&self) -> Passed<'_, Option<Open>> {
+        self.open.pass()
     }
 
     /// Does something with what is open.
@@ -482,7 +484,7 @@ impl Mapping {
 
     /// Lets the medium go. Refused while there are views or a snapshot is being made.
     pub fn close(&self) -> Result<()> {
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.shut()?;
         let busy = |text: String| Err(Error::new(Kind::Busy, "close", text));
         let views = self.view_count();
         if views > 0 {
@@ -506,7 +508,7 @@ impl Mapping {
     /// Fixes the moment of a snapshot.
     pub fn begin_snapshot(&self, target: Arc<dyn Medium>) -> Result<Running<'_>> {
         let turn = locked(&self.copying);
-        let mut gate = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut gate = self.open.shut()?;
         let open = gate.as_mut().ok_or_else(|| closed("snapshot"))?;
         let source = snapshot::Source {
             medium: open.medium.clone(),
@@ -609,7 +611,8 @@ impl Running<'_> {
 
     /// Writers need not wait any more.
     fn end(&self) {
-        let mut gate = self.mapping.open.write().unwrap_or_else(PoisonError::into_inner);
+        // Refused, the snapshot goes on listening, and the mapping cannot be closed.
+        let Ok(mut gate) = self.mapping.open.shut() else { return };
         if let Some(open) = gate.as_mut() {
             open.tracker.end();
             open.handler = None;

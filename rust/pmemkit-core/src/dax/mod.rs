@@ -9,6 +9,7 @@
 
 mod crc64;
 mod explore;
+mod gate;
 mod handler;
 mod log;
 mod mapping;

@@ -28,10 +28,11 @@ use super::sync::{fence_all, KEPT};
 use super::table::{Table, Zeroed};
 use super::tree::{Pass, Trees, AREAS};
 use super::{
-    areas as areas_of, check_order, check_span, no_room, not_allocated, order_of, sys,
-    wrong_length, Descriptor, Flags, Live, Options, Place, Stats, GIGANTIC, ORDER_MAX,
+    areas as areas_of, check_order, check_span, no_room, not_allocated, order_of, wrong_length,
+    Descriptor, Flags, Live, Options, Place, Stats, GIGANTIC, ORDER_MAX,
 };
 use crate::error::{Error, Kind, Result};
+use crate::membarrier;
 use crate::place::{place, taken, SHARED};
 
 // SAFETY: atomics, of which zero bytes are a value.
@@ -119,7 +120,7 @@ impl Allocator {
             slots: Table::new(SHARED + 1)?,
             map,
             batch: if options.magazines { batch } else { 0 },
-            asymmetric: sys::can_fence_everybody(),
+            asymmetric: membarrier::possible(),
             closed: AtomicU64::new(closed),
             visiting: Mutex::new(()),
             durable: None,

@@ -6,9 +6,9 @@ pub use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 pub use std::thread::yield_now;
 
 pub use super::table::Table;
+pub use crate::membarrier::{fence_all, fence_own};
 
 use super::plant::Plant;
-use super::sys;
 
 /// Words of 64 frames in an area.
 pub const WORDS: usize = 8;
@@ -21,23 +21,4 @@ pub const PATIENCE: u32 = 100_000;
 #[inline(always)]
 pub fn planted(_: Plant) -> bool {
     false
-}
-
-/// What the thread that owns a slot fences with: nothing, where [`fence_all`] fences for it.
-#[inline(always)]
-pub fn fence_own(asymmetric: bool) {
-    if asymmetric {
-        std::sync::atomic::compiler_fence(Ordering::SeqCst);
-    } else {
-        std::sync::atomic::fence(Ordering::SeqCst);
-    }
-}
-
-/// What the others fence with. False where it did not work.
-pub fn fence_all(asymmetric: bool) -> bool {
-    if asymmetric {
-        return sys::everybody();
-    }
-    std::sync::atomic::fence(Ordering::SeqCst);
-    true
 }
