@@ -34,7 +34,7 @@ RULES = {
     "synonym": "one word per thing; docs/glossary.md has the list",
     "cpu-port": "core::arch and asm! stand in media/port* only",
     "one-pyo3": "exactly one Cargo.toml knows Python",
-    "system-calls": "libc calls stand in sys.rs, guard.rs, error.rs and modules named after a call only",
+    "system-calls": "libc calls stand in sys.rs, guard.rs, error.rs and files named after a call",
     "no-page-map": "the storage path does not know page frames",
     "architecture": "ARCHITECTURE.md names every package",
     "unfinished": "no marks for work that was not done",
@@ -70,7 +70,7 @@ ENGINES = (
     "remote",
 )
 STORAGE_PATH = ("media", "block", "nbd", "cache", "btt", "vhost", "fuse", "sg", "place")
-SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs", "membarrier.rs")
+SYSTEM_FILES = ("sys.rs", "guard.rs", "error.rs", "membarrier.rs", "uffd.rs")
 
 # Who stands on whom. A package may import those with a smaller rank; packages of one rank do not
 # know each other.

@@ -25,3 +25,4 @@ pub mod nbd;
 mod place;
 pub mod remote;
 pub mod sg;
+mod uffd;

@@ -140,9 +140,16 @@ pub mod bench {
     }
 
     #[pyfunction]
-    fn faults_ns(py: Python<'_>, handlers: &str, threads: usize, pages: u64) -> PyResult<f64> {
+    #[pyo3(signature = (handlers, threads, pages, *, looking))]
+    fn faults_ns(
+        py: Python<'_>,
+        handlers: &str,
+        threads: usize,
+        pages: u64,
+        looking: bool,
+    ) -> PyResult<f64> {
         let handlers = core::Handlers::from_name(handlers).map_err(to_py)?;
-        py.detach(|| core::faults_ns(handlers, threads, pages)).map_err(to_py)
+        py.detach(|| core::faults_ns(handlers, threads, pages, looking)).map_err(to_py)
     }
 
     #[pyfunction]

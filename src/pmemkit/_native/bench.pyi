@@ -60,9 +60,10 @@ def lifetime(
     ``(bytes, "map" or "log", writes until the first wore out)``; and how often each block was
     written."""
 
-def faults_ns(handlers: str, threads: int, pages: int) -> float:
+def faults_ns(handlers: str, threads: int, pages: int, *, looking: bool) -> float:
     """Nanoseconds a fault; ``handlers`` are ``ours``, ``bare`` (the shortest loop around
-    userfaultfd that works) or ``kernel`` (its own faults of zeroes)."""
+    userfaultfd that works) or ``kernel`` (its own faults of zeroes). They go on ``looking`` for the
+    next fault, or sleep until it comes."""
 
 def frames_ns(
     pattern: str,

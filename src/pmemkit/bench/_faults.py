@@ -2,7 +2,8 @@
 
 Against the shortest loop around userfaultfd that works, on the same memory, and against the faults
 that the kernel handles by itself, which need no other thread. As many threads touch pages as there
-are handlers.
+are handlers. Ours and the shortest loop wait alike: both sleep until a fault comes, or both go on
+looking for one for a while, which is what a mapping does unless told otherwise.
 
 What this does not do: providers that do something; fault-around, which asks once for many pages.
 """
@@ -22,12 +23,14 @@ def measure(report: Report, options: Options) -> None:
     """Adds the cases."""
     pages = max(1000, int(options.seconds * 1e9 / _NS_GUESS))
     for threads in (1, 2):
-        for peer in ("bare", "kernel"):
-            name = f"faults threads {threads} against {peer}"
+        for peer, looking in (("bare", False), ("bare", True), ("kernel", True)):
+            how = "looking" if looking else "sleeping"
+            name = f"faults threads {threads} against {peer}, {how}"
             if not options.wanted(name):
                 continue
             sides = [
-                partial(_native.bench.faults_ns, who, threads, pages) for who in ("ours", peer)
+                partial(_native.bench.faults_ns, who, threads, pages, looking=looking)
+                for who in ("ours", peer)
             ]
             try:
                 ours, other = alternate(sides, options.runs)

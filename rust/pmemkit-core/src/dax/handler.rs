@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 
 use super::ranges::Ranges;
 use super::snapshot::Snapshot;
-use super::sys::{self, Uffd};
 use crate::error::{Error, Result};
+use crate::uffd::{self, feature, mode, Message, Uffd};
 
 /// The range of addresses that is watched.
 #[derive(Clone, Copy, Debug)]
@@ -51,20 +51,32 @@ pub(super) struct Handler {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A userfaultfd that hears of every write fault.
-fn open(span: Span) -> Result<Uffd> {
-    let features = sys::FEATURE_WP | sys::FEATURE_WP_SHARED;
-    match Uffd::new(features | sys::FEATURE_WP_UNPOPULATED) {
-        Err(_) if !span.private => Uffd::new(features),
+/// Messages that are taken at once.
+const BATCH: usize = 16;
+
+/// A userfaultfd with these features, and with that of protecting pages that are not there, where
+/// the kernel has it or it is needed.
+pub(super) fn open(features: u64, unpopulated: bool) -> Result<Uffd> {
+    let with = |features| {
+        let (uffd, _) = Uffd::open("track")?;
+        uffd.begin(features).map(|_| uffd)
+    };
+    match with(features | feature::WP_UNPOPULATED) {
+        Err(_) if !unpopulated => with(features),
         other => other,
     }
+}
+
+/// One that hears of every write fault.
+fn open_for(span: Span) -> Result<Uffd> {
+    open(feature::WP | feature::WP_SHARED, span.private)
 }
 
 impl Handler {
     /// True where write faults can be handled.
     pub fn possible(span: Span) -> bool {
-        let tried = open(span).and_then(|uffd| {
-            uffd.register(span.start, span.len)?;
+        let tried = open_for(span).and_then(|uffd| {
+            uffd.register(span.start, span.len, mode::WP)?;
             uffd.unregister(span.start, span.len)
         });
         tried.is_ok()
@@ -72,13 +84,13 @@ impl Handler {
 
     /// Watches a range, all of which is protected at first, for a snapshot if there is one.
     pub fn new(span: Span, snapshot: Option<Arc<Snapshot>>) -> Result<Handler> {
-        let (uffd, bell) = (open(span)?, sys::bell()?);
+        let (uffd, bell) = (open_for(span)?, uffd::bell("track")?);
         let state = Mutex::new(State { dirty: Ranges::default(), snapshot });
         let shared = Arc::new(Shared { uffd, bell, span, state });
         let watched = shared.clone();
         let thread = std::thread::Builder::new()
             .name("pmemkit-dax".to_owned())
-            .spawn(move || while watched.uffd.wait(&watched.bell, |at| watched.fault(at)) {})
+            .spawn(move || watched.serve())
             .map_err(|cause| {
                 Error::from_errno("track", cause.raw_os_error().unwrap_or(libc::EAGAIN), "a thread")
             })?;
@@ -86,8 +98,8 @@ impl Handler {
         {
             // Nobody goes on before everything is protected.
             let _state = handler.shared.state();
-            handler.shared.uffd.register(span.start, span.len)?;
-            handler.shared.uffd.protect(span.start, span.len)?;
+            handler.shared.uffd.register(span.start, span.len, mode::WP)?;
+            handler.shared.uffd.protect(span.start, span.len, true)?;
         }
         Ok(handler)
     }
@@ -95,7 +107,7 @@ impl Handler {
     /// Fixes the moment of a snapshot: from now on no page changes before it was saved.
     pub fn begin(&self, snapshot: Arc<Snapshot>) -> Result<()> {
         let mut state = self.shared.state();
-        self.shared.uffd.protect(self.shared.span.start, self.shared.span.len)?;
+        self.shared.uffd.protect(self.shared.span.start, self.shared.span.len, true)?;
         state.snapshot = Some(snapshot);
         Ok(())
     }
@@ -110,7 +122,7 @@ impl Handler {
         let mut state = self.shared.state();
         let Span { start, len: whole, .. } = self.shared.span;
         let protect =
-            |(at, len): (u64, u64)| self.shared.uffd.protect(start + at, len.min(whole - at));
+            |(at, len): (u64, u64)| self.shared.uffd.protect(start + at, len.min(whole - at), true);
         state.dirty.iter().try_for_each(protect)?;
         Ok(state.dirty.take())
     }
@@ -118,7 +130,7 @@ impl Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        sys::ring(&self.shared.bell);
+        uffd::ring(&self.shared.bell);
         if let Some(thread) = self.thread.take() {
             // A thread that panicked is gone all the same.
             let _ended = thread.join();
@@ -134,6 +146,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the thread does.
+    fn serve(&self) {
+        let mut messages = [Message::default(); BATCH];
+        let mut goes_on = true;
+        while goes_on {
+            goes_on = self.uffd.wait(&self.bell);
+            // None, where only the bell was rung.
+            let count = self.uffd.take(&mut messages).unwrap_or(0);
+            for message in messages[..count].iter().filter(|each| each.is_protected()) {
+                message.address().into_iter().for_each(|address| self.fault(address));
+            }
+        }
+    }
+
     /// Lets a store to a protected page through.
     fn fault(&self, address: u64) {
         let Span { start, unit, .. } = self.span;
@@ -144,6 +170,6 @@ impl Shared {
             snapshot.preserve(at, unit);
         }
         // Fails where the range is gone by now, and then nobody waits.
-        let _let_through = self.uffd.unprotect(start + at, unit);
+        let _let_through = self.uffd.protect(start + at, unit, false);
     }
 }

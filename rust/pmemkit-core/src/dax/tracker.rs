@@ -10,13 +10,13 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::handler::{Handler, Span};
+use super::handler::{open, Handler, Span};
 use super::ranges::Ranges;
 use super::snapshot::Snapshot;
-use super::sys::{self, Run, Uffd};
 use super::Tracking;
 use crate::error::{Error, Kind, Result};
 use crate::media::Granularity;
+use crate::uffd::{feature, mode, page_table, scan, Run, Uffd};
 
 /// Runs of pages that one scan finds at most.
 const RUNS: usize = 1024;
@@ -44,16 +44,12 @@ pub(super) struct Scan {
 
 impl Scan {
     fn new(span: Span) -> Result<Scan> {
-        let features = sys::FEATURE_WP_SHARED | sys::FEATURE_WP_ASYNC;
-        let uffd = match Uffd::new(features | sys::FEATURE_WP_UNPOPULATED) {
-            Ok(uffd) => uffd,
-            Err(_) => Uffd::new(features)?,
-        };
-        let scan = Scan { uffd, table: sys::page_table()?, span };
-        scan.uffd.register(span.start, span.len)?;
+        let uffd = open(feature::WP_SHARED | feature::WP_ASYNC, false)?;
+        let tracked = Scan { uffd, table: page_table("track")?, span };
+        tracked.uffd.register(span.start, span.len, mode::WP)?;
         // A kernel that cannot scan says so now: nothing was written yet, so this is one look.
-        sys::scan(&scan.table, span.start, span.start + span.unit, &mut [Run::default()])?;
-        Ok(scan)
+        scan(&tracked.table, span.start, span.start + span.unit, &mut [Run::default()])?;
+        Ok(tracked)
     }
 
     /// Puts what was written since the last time into a set.
@@ -62,7 +58,7 @@ impl Scan {
         let (mut at, end) = (start, start + len);
         let mut runs = [Run::default(); RUNS];
         while at < end {
-            let (found, next) = sys::scan(&self.table, at, end, &mut runs)?;
+            let (found, next) = scan(&self.table, at, end, &mut runs)?;
             for run in &runs[..found] {
                 dirty.insert(run.start - start, run.end - run.start);
             }

@@ -21,9 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::pages::{Asked, Failures, PageSet};
-use super::sys::{self, Message, Progress, Uffd};
+use super::sys;
 use super::{Answer, Ask, Content, PfnProvider, Run};
 use crate::error::{Error, Kind, Result};
+use crate::uffd::{Message, Progress, Uffd};
 
 /// Messages that a thread takes at once when it has no colleague to leave some for.
 const BATCH: usize = 16;
@@ -172,7 +173,7 @@ impl Shared {
         let _placing = locked(&self.placing);
         // SAFETY: the range is inside the mapping, which lives as long as this.
         let done = unsafe { sys::map_nothing(self.nothing.as_fd(), self.base + at, len) };
-        self.uffd.wake(self.base + at, len);
+        self.wake_range(self.base + at, len);
         done.is_ok()
     }
 
@@ -197,7 +198,13 @@ impl Shared {
 
     fn wake(&self, run: Run) {
         let (start, len) = self.start(run);
-        self.uffd.wake(start, len);
+        self.wake_range(start, len);
+    }
+
+    /// Lets whoever waits in a range of addresses look again.
+    pub fn wake_range(&self, start: u64, len: u64) {
+        // The range is one of the address space, which is all that is asked of it.
+        let _woken = self.uffd.wake(start, len);
     }
 
     /// The pages that are asked for with this one.
@@ -357,7 +364,7 @@ impl Shared {
                 libc::EAGAIN if progress.done > 0 => {}
                 libc::EAGAIN if !self.stopping.load(Ordering::Acquire) => std::thread::yield_now(),
                 libc::EAGAIN | libc::ENOENT | libc::ESRCH => {
-                    self.uffd.wake(start, len);
+                    self.wake_range(start, len);
                     return Placed::Gone;
                 }
                 libc::EFAULT => return Placed::Unreadable,
@@ -365,7 +372,7 @@ impl Shared {
             }
         }
         if passed {
-            self.uffd.wake(start, len);
+            self.wake_range(start, len);
         }
         Placed::Whole
     }
@@ -489,7 +496,7 @@ impl Shared {
         if done.is_err() {
             // SAFETY: as above.
             let _swept = unsafe { sys::map_nothing(self.nothing.as_fd(), self.base, self.whole) };
-            self.uffd.wake(self.base, self.whole);
+            self.wake_range(self.base, self.whole);
         }
     }
 

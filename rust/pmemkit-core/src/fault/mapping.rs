@@ -20,11 +20,12 @@ use std::time::Duration;
 use super::handler::{locked, Counters, Frames, Shared};
 use super::pages::{Asked, Failures, PageSet};
 use super::probe::{self, Wanted};
-use super::sys::{self, Ground, Reach};
+use super::sys::{self, Ground};
 use super::{Memory, Options, PfnProvider, Run};
 use crate::error::{Error, Kind, Result};
 use crate::media::port::{Outcome, Port};
 use crate::media::{check_range, huge_page_size, install_guard, memfd};
+use crate::uffd::{self, Reach};
 
 /// Set in `users` when the mapping is closed.
 const CLOSED: u64 = 1 << 63;
@@ -119,7 +120,7 @@ impl LazyMapping {
             Memory::Shared(fd) => Ground::Shared(fd.as_fd()),
         };
         let nothing = memfd("pmemkit-nothing", false)?;
-        let bell = sys::bell()?;
+        let bell = uffd::bell("fault")?;
         let base = sys::map(ground, whole, page, options.read_only)? as u64;
         let huge = small > sys::page_size();
         let shared = Shared {
@@ -511,7 +512,7 @@ impl LazyMapping {
         let shared = &self.shared;
         self.users.fetch_or(CLOSED, Ordering::AcqRel);
         shared.stopping.store(true, Ordering::Release);
-        sys::ring(&shared.bell);
+        uffd::ring(&shared.bell);
         if !shared.sweep(0, shared.whole) {
             // Without room for a mapping what stays is to unmap under who waits: their touch
             // finds nothing, and it is a SIGSEGV. Poison one by one is what a handler would do.
@@ -543,7 +544,7 @@ impl LazyMapping {
                 _ => break,
             }
         }
-        shared.uffd.wake(shared.base, shared.whole);
+        shared.wake_range(shared.base, shared.whole);
     }
 }
 

@@ -40,10 +40,10 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Result;
 
+pub use crate::uffd::Reach;
 pub use mapping::{LazyMapping, Stats};
 pub use probe::{probe, Ability};
 pub use providers::{Assembled, FromDevice, FromMedium, Part};
-pub use sys::Reach;
 
 /// A run of pages of a mapping, counted from its start in its own page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,10 +9,11 @@
 
 use std::os::fd::AsFd;
 
-use super::sys::{self, feature, mode, Ground, Reach, Uffd};
+use super::sys::{self, Ground};
 use super::Memory;
 use crate::error::{Error, Kind, Result};
 use crate::media::{huge_page_size, memfd, set_length};
+use crate::uffd::{feature, mode, Progress, Reach, Uffd};
 
 /// What a mapping needs.
 pub(super) struct Wanted<'a> {
@@ -29,19 +30,14 @@ pub(super) struct Opened {
     pub poison: bool,
 }
 
-/// Opens one with as much reach as there is: the call, the device, the call for user mode alone.
-fn reach(user_only: bool) -> Result<(Uffd, Reach)> {
-    if !user_only {
-        if let Ok(uffd) = Uffd::by_call(Reach::Kernel).or_else(|_| Uffd::by_device()) {
-            return Ok((uffd, Reach::Kernel));
-        }
-    }
-    Uffd::by_call(Reach::User).map(|uffd| (uffd, Reach::User))
+/// One for faults of the program.
+fn user() -> Result<Uffd> {
+    Uffd::by_call("fault", Reach::User)
 }
 
 /// The features that the kernel has.
 fn features() -> Result<u64> {
-    reach(true)?.0.begin(0)
+    user()?.begin(0)
 }
 
 /// Opens a userfaultfd for a mapping, or says what is missing.
@@ -74,7 +70,8 @@ pub(super) fn open(wanted: &Wanted<'_>) -> Result<Opened> {
         return Err(Error::new(Kind::NotSupported, "map", text));
     }
     let poison = has & feature::POISON;
-    let (uffd, reach) = reach(wanted.user_only)?;
+    let (uffd, reach) =
+        if wanted.user_only { (user()?, Reach::User) } else { Uffd::open("fault")? };
     uffd.begin(needs | poison)?;
     Ok(Opened { uffd, reach, mode, poison: poison != 0 })
 }
@@ -101,7 +98,7 @@ struct Trial {
 
 impl Trial {
     fn new(ground: Ground<'_>, len: u64, needs: u64, mode: u64) -> Result<Trial> {
-        let (uffd, _) = reach(true)?;
+        let uffd = user()?;
         uffd.begin(needs)?;
         let start = sys::map(ground, len, len, false)? as u64;
         let trial = Trial { uffd, start, len };
@@ -109,7 +106,7 @@ impl Trial {
         Ok(trial)
     }
 
-    fn check(&self, what: &str, progress: sys::Progress) -> Result<()> {
+    fn check(&self, what: &str, progress: Progress) -> Result<()> {
         match progress.errno {
             0 => Ok(()),
             errno => Err(Error::from_errno("fault", errno, what)),
@@ -176,9 +173,9 @@ pub fn probe() -> Vec<Ability> {
     let hugetlb = feature::MISSING_HUGETLB;
     let wp = feature::WP_SHARED;
     vec![
-        ability("kernel faults by capability", Uffd::by_call(Reach::Kernel).map(|_| ())),
-        ability("kernel faults by device", Uffd::by_device().map(|_| ())),
-        ability("user faults", Uffd::by_call(Reach::User).map(|_| ())),
+        ability("kernel faults by capability", Uffd::by_call("fault", Reach::Kernel).map(|_| ())),
+        ability("kernel faults by device", Uffd::by_device("fault").map(|_| ())),
+        ability("user faults", user().map(|_| ())),
         ability("missing, private", missing(Ground::Private, page, 0)),
         ability("missing, shmem", in_shared(false, page, |at| missing(at, page, shmem))),
         ability("missing, hugetlb", missing(Ground::Huge, huge, hugetlb)),

@@ -10,9 +10,38 @@
 
 use std::sync::Arc;
 
-use super::guard;
-use super::sys::{self, Userfault};
+use super::{guard, sys};
 use crate::error::Result;
+use crate::uffd::{feature, mode, Reach, Uffd};
+
+/// A userfaultfd that write-protects ranges of shared memory: Linux 5.19 or later.
+pub struct Userfault {
+    uffd: Uffd,
+    reach: Reach,
+}
+
+impl Userfault {
+    /// Opens one, with the right to catch the kernel's stores where this process has it.
+    pub fn open() -> Result<Userfault> {
+        let (uffd, reach) = Uffd::open("migrate")?;
+        uffd.begin(feature::WP | feature::WP_SHARED)?;
+        Ok(Userfault { uffd, reach })
+    }
+
+    fn register(&self, at: u64, len: u64) -> Result<()> {
+        self.uffd.register(at, len, mode::WP).map_err(sys::explained)
+    }
+
+    /// From its return on, whoever stores to the range waits.
+    fn protect(&self, at: u64, len: u64) -> Result<()> {
+        self.uffd.protect(at, len, true).map_err(sys::explained)
+    }
+
+    /// Undoes both.
+    fn unregister(&self, at: u64, len: u64) -> Result<()> {
+        self.uffd.unregister(at, len).map_err(sys::explained)
+    }
+}
 
 /// The way of one region.
 #[derive(Clone)]
@@ -27,7 +56,7 @@ impl Catch {
     /// The word for it, in statistics and documents.
     pub fn name(&self) -> &'static str {
         match self {
-            Catch::Userfault(fault) if fault.catches_kernel => "userfaultfd",
+            Catch::Userfault(fault) if fault.reach == Reach::Kernel => "userfaultfd",
             Catch::Userfault(_) => "userfaultfd-user",
             Catch::Signal => "signal",
         }
@@ -40,7 +69,7 @@ impl Catch {
     pub unsafe fn choose(fault: Option<&Arc<Userfault>>, at: u64, len: u64) -> Catch {
         let Some(fault) = fault else { return Catch::Signal };
         let tried = fault.register(at, len).and_then(|()| {
-            let protected = fault.write_protect(at, len);
+            let protected = fault.protect(at, len);
             fault.unregister(at, len)?;
             protected
         });
@@ -60,7 +89,7 @@ impl Catch {
             Catch::Userfault(fault) => {
                 fault.register(at, len)?;
                 let hold = Hold { at, len, by: By::Userfault(fault.clone()), moved: false };
-                fault.write_protect(at, len)?;
+                fault.protect(at, len)?;
                 Ok(hold)
             }
             Catch::Signal => {
@@ -99,7 +128,7 @@ impl Drop for Hold {
         // A failure here would leave threads waiting for ever, and there is none that these calls
         // document for ranges that are mapped.
         let done = match (&self.by, self.moved) {
-            (By::Userfault(fault), true) => fault.wake(self.at, self.len),
+            (By::Userfault(fault), true) => fault.uffd.wake(self.at, self.len),
             (By::Userfault(fault), false) => fault.unregister(self.at, self.len),
             (By::Signal(_), true) => Ok(()),
             // SAFETY: the range is still the mapping that `hold` made read-only.

@@ -18,12 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::catch::Catch;
+use super::catch::{Catch, Userfault};
 use super::region::{BlockState, Member, RegionInfo, RegionOptions};
 use super::runs::Runs;
 use super::sampling::Sampler;
 use super::slabs::{Slabs, SLAB_SIZE, SMALL_MAX};
-use super::sys::{self, Userfault};
+use super::sys;
 use super::{guard, FRAME_SIZE, WINDOW_ALIGN};
 use crate::error::{Error, Kind, Result};
 use crate::frames::AREA;

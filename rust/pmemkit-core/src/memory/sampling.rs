@@ -17,8 +17,8 @@ use std::os::unix::fs::FileExt;
 
 use super::pool::{locked, Pool, State};
 use super::{sys, FRAME_SIZE, WINDOW_ALIGN};
-use crate::dax::sys::{self as wp, Uffd};
 use crate::error::{Error, Kind, Result};
+use crate::uffd::{feature, mode, page_table, Uffd};
 
 /// Bytes of a chunk, and what its address is a multiple of.
 pub const SAMPLE_CHUNK: u64 = WINDOW_ALIGN;
@@ -71,19 +71,17 @@ pub(super) struct Sampler {
 impl Sampler {
     fn table(&mut self) -> Result<&File> {
         if self.table.is_none() {
-            let opened = File::open("/proc/self/pagemap").map_err(|cause| {
-                let errno = cause.raw_os_error().unwrap_or(libc::EIO);
-                Error::from_errno("sample", errno, "/proc/self/pagemap")
-            })?;
-            self.table = Some(opened);
+            self.table = Some(page_table("sample")?);
         }
         self.table.as_ref().ok_or_else(|| Error::new(Kind::System, "sample", "no page table"))
     }
 
     fn uffd(&mut self) -> Result<&Uffd> {
         if self.uffd.is_none() {
-            let needs = wp::FEATURE_WP | wp::FEATURE_WP_SHARED | wp::FEATURE_WP_UNPOPULATED;
-            self.uffd = Some(Uffd::new(needs | wp::FEATURE_WP_ASYNC)?);
+            let (uffd, _) = Uffd::open("sample")?;
+            let needs = feature::WP | feature::WP_SHARED | feature::WP_UNPOPULATED;
+            uffd.begin(needs | feature::WP_ASYNC)?;
+            self.uffd = Some(uffd);
         }
         self.uffd.as_ref().ok_or_else(|| Error::new(Kind::System, "sample", "no userfaultfd"))
     }
@@ -94,8 +92,8 @@ impl Sampler {
             Heat::Accesses => unsafe { sys::unmap_pages(chosen.at, chosen.len)? },
             Heat::Writes => {
                 let uffd = self.uffd()?;
-                uffd.register(chosen.at, chosen.len)?;
-                if let Err(error) = uffd.protect(chosen.at, chosen.len) {
+                uffd.register(chosen.at, chosen.len, mode::WP).map_err(sys::explained)?;
+                if let Err(error) = uffd.protect(chosen.at, chosen.len, true) {
                     uffd.unregister(chosen.at, chosen.len)?;
                     return Err(error);
                 }

@@ -1,62 +1,25 @@
-//! The system calls of pools, each wrapped once: reserved addresses, fixed mappings, userfaultfd.
+//! The system calls of pools, each wrapped once: reserved addresses, fixed mappings.
 //!
-//! Preconditions: Linux 5.19 or later for what [`Userfault`] needs; older kernels refuse it and the
-//! pool catches writers another way. Addresses and lengths are multiples of the unit of what is
+//! Preconditions: Linux. Addresses and lengths are multiples of the unit of what is
 //! mapped there; whoever calls checked it.
 //!
 //! What this does not do: decide anything, touch a mapped byte.
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
 
 use crate::error::{Error, Kind, Result};
 
-/// `_IOWR(0xAA, 0x3F, struct uffdio_api)`, and so on: the libc crate has no names for these.
-const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
-const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
-const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
-const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
-const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xc018_aa06_u32 as libc::Ioctl;
-
-const UFFD_API: u64 = 0xaa;
-const UFFD_USER_MODE_ONLY: libc::c_int = 1;
-const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1;
-const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
-const REGISTER_MODE_WP: u64 = 1 << 1;
-const WRITEPROTECT_MODE_WP: u64 = 1;
-
-#[repr(C)]
-struct ApiRequest {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Range {
-    start: u64,
-    len: u64,
-}
-
-#[repr(C)]
-struct RegisterRequest {
-    range: Range,
-    mode: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct WriteProtectRequest {
-    range: Range,
-    mode: u64,
-}
-
 /// The last failed call on mappings. Where the kernel had no room for one more, says so.
 fn failed(op: &'static str, what: String) -> Error {
-    let error = Error::last_os(op, what);
+    explained(Error::last_os(op, what))
+}
+
+/// A failed call on mappings, with the limit it met where it met one.
+pub fn explained(error: Error) -> Error {
+    let op = error.op;
     // madvise says EAGAIN where others say ENOMEM.
     if !matches!(error.source_errno, Some(libc::ENOMEM | libc::EAGAIN)) {
         return error;
@@ -285,74 +248,4 @@ pub fn process_id() -> u32 {
 pub fn before_fork(before: extern "C" fn()) {
     // SAFETY: the function lives as long as the program and is async-signal-safe.
     unsafe { libc::pthread_atfork(Some(before), None, None) };
-}
-
-/// A userfaultfd that write-protects ranges.
-pub struct Userfault {
-    fd: OwnedFd,
-    /// Stores of the kernel (`read(2)` into a protected range) wait too; otherwise they fail.
-    pub catches_kernel: bool,
-}
-
-impl Userfault {
-    /// Opens one, with the right to catch the kernel's stores where this process has it.
-    pub fn open() -> Result<Userfault> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: takes flags, returns a descriptor or -1.
-        let full = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) } as RawFd;
-        let (fd, catches_kernel) = if full >= 0 {
-            (full, true)
-        } else {
-            // SAFETY: as above.
-            let user = unsafe { libc::syscall(libc::SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY) };
-            (user as RawFd, false)
-        };
-        if fd < 0 {
-            return Err(Error::last_os("userfaultfd", "userfaultfd"));
-        }
-        // SAFETY: a new descriptor that nobody else knows.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let features = FEATURE_PAGEFAULT_FLAG_WP | FEATURE_WP_HUGETLBFS_SHMEM;
-        let mut request = ApiRequest { api: UFFD_API, features, ioctls: 0 };
-        ioctl(&fd, UFFDIO_API, &mut request, "UFFDIO_API")?;
-        Ok(Userfault { fd, catches_kernel })
-    }
-
-    /// Makes a range one whose write protection this descriptor rules.
-    pub fn register(&self, at: u64, len: u64) -> Result<()> {
-        let range = Range { start: at, len };
-        let mut request = RegisterRequest { range, mode: REGISTER_MODE_WP, ioctls: 0 };
-        ioctl(&self.fd, UFFDIO_REGISTER, &mut request, "UFFDIO_REGISTER")
-    }
-
-    /// Undoes [`Userfault::register`], lets stores through and wakes who waits.
-    pub fn unregister(&self, at: u64, len: u64) -> Result<()> {
-        ioctl(&self.fd, UFFDIO_UNREGISTER, &mut Range { start: at, len }, "UFFDIO_UNREGISTER")
-    }
-
-    /// From its return on, whoever stores to the range waits.
-    pub fn write_protect(&self, at: u64, len: u64) -> Result<()> {
-        let range = Range { start: at, len };
-        let mut request = WriteProtectRequest { range, mode: WRITEPROTECT_MODE_WP };
-        ioctl(&self.fd, UFFDIO_WRITEPROTECT, &mut request, "UFFDIO_WRITEPROTECT")
-    }
-
-    /// Lets everyone who waits in the range try again.
-    pub fn wake(&self, at: u64, len: u64) -> Result<()> {
-        ioctl(&self.fd, UFFDIO_WAKE, &mut Range { start: at, len }, "UFFDIO_WAKE")
-    }
-}
-
-fn ioctl<T>(fd: &OwnedFd, request: libc::Ioctl, argument: &mut T, name: &str) -> Result<()> {
-    loop {
-        // SAFETY: each request reads and writes one structure of the type that it is called with.
-        if unsafe { libc::ioctl(fd.as_raw_fd(), request, argument as *mut T) } != -1 {
-            return Ok(());
-        }
-        let error = failed("migrate", name.to_owned());
-        // EAGAIN: the address space changes while the kernel looks at it, as during a fork.
-        if !matches!(error.source_errno, Some(libc::EINTR | libc::EAGAIN)) {
-            return Err(error);
-        }
-    }
 }
