@@ -1,10 +1,13 @@
 """Shared by all tests: programs of others come from one table, and so do the reasons to skip."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,28 @@ def need() -> Callable[[str], str]:
 def scale() -> Callable[[int, int], int]:
     """``scale(reduced, full)``: how often to repeat; ``full`` under ``PMEMKIT_SOAK=1``."""
     return lambda reduced, full: full if SOAK else reduced
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[Callable[[int], None]]:
+    """``huge_pages(count)``: so many huge pages are free until the test ends, or it is skipped.
+    Tests that ask take turns, in all processes: the count is the machine's."""
+    knob = Path("/proc/sys/vm/nr_hugepages")
+    with contextlib.ExitStack() as held:
+
+        def reserve(count: int) -> None:
+            lock = held.enter_context(Path(tempfile.gettempdir(), "pmemkit-huge-pages").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                before = int(knob.read_text())
+                knob.write_text(f"{before + count}\n")
+            except OSError as error:
+                pytest.skip(f"no huge pages can be reserved: {error}")
+            held.callback(knob.write_text, f"{before}\n")
+            if int(knob.read_text()) < before + count:
+                pytest.skip(f"the kernel has no {count} huge pages of memory left")
+
+        yield reserve
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -285,6 +285,29 @@ def test_sync_writes_back_what_was_stored(tracker, monkeypatch):
         assert mapping.sync() == 64
 
 
+@pytest.mark.parametrize("tracker", ["write-protect", "write-protect-async"])
+def test_huge_pages_are_tracked_and_copied_as_such(huge_pages, tracker, monkeypatch):
+    huge_pages(8)
+    monkeypatch.setenv("PMEMKIT_GRANULARITY", "cacheline")
+    try:
+        mapping = pmemkit.map("hugetlb:8M", tracker=tracker)
+    except NotSupported as missing:
+        pytest.skip(str(missing))
+    with mapping:
+        assert mapping.unit == 2 * MIB
+        mapping.sync()
+        array = mapping.array("u1", 8 * MIB)
+        array[5 * MIB] = 1
+        assert mapping.sync() == 2 * MIB
+        assert mapping.sync() == 0
+        assert mapping.snapshot_sees_stores
+        with mapping.snapshot() as copy:
+            array[5 * MIB] = 2
+            assert copy.read(5 * MIB, 1) == b"\1"
+        assert mapping.sync() >= 2 * MIB
+        del array
+
+
 # --- snapshots ------------------------------------------------------------------------------------
 
 

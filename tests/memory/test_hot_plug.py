@@ -1,7 +1,6 @@
 """Regions come and go under live arrays: nothing is lost, torn or elsewhere."""
 
 import errno
-import mmap
 import os
 import subprocess
 import sys
@@ -308,11 +307,8 @@ print("good")
     assert (done.stdout, done.returncode) == ("good\n", 0), done.stderr
 
 
-def test_large_pages_of_the_kernel_if_it_has_any():
-    try:
-        mmap.mmap(-1, 2 * MIB, mmap.MAP_SHARED | 0x40000).close()
-    except OSError:
-        pytest.skip("no huge pages: vm.nr_hugepages is 0")
+def test_large_pages_of_the_kernel(huge_pages):
+    huge_pages(2)
     with MemoryPool([RegionSpec("hugetlb:2M", "huge")], block_size="2M") as pool:
         array = pool.full(MIB, 3, "u1")
         pool.add(RegionSpec("anonymous:4M", "small"))

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::catch::Catch;
 use super::chunk::{move_chunk, Chunk, Side};
-use super::pool::{locked, Piece, Pool, State};
+use super::pool::{locked, Extent, Piece, Pool, State};
 use super::region::BlockState;
 use super::state::Wanted;
 use super::{guard, sys, FRAME_SIZE};
@@ -641,7 +641,7 @@ fn parts_at(state: &State, ranges: &[(u64, u64)], to: u32) -> Result<Vec<Move>> 
         }
         end_before = end;
         for (extent, at, piece) in state.pieces_at(start, end) {
-            let held = state.extents.get(&extent).is_none_or(|each| each.pins > 0 || each.fixed);
+            let held = state.extents.get(&extent).is_none_or(Extent::is_held);
             if !held && piece.region != to {
                 let (frames, source) = (piece.frames, vec![piece]);
                 parts.push(Move { extent, at, frames, source, target: vec![], done: 0 });
@@ -654,7 +654,7 @@ fn parts_at(state: &State, ranges: &[(u64, u64)], to: u32) -> Result<Vec<Move>> 
 /// Refuses to move what is pinned or fixed, naming the first of them.
 fn refuse_held(state: &State, parts: &[Move]) -> Result<()> {
     let extents = parts.iter().filter_map(|part| Some((part, state.extents.get(&part.extent)?)));
-    let held: Vec<_> = extents.filter(|(_, extent)| extent.pins > 0 || extent.fixed).collect();
+    let held: Vec<_> = extents.filter(|(_, extent)| extent.is_held()).collect();
     let Some((part, extent)) = held.first() else { return Ok(()) };
     let why = if extent.fixed { "fixed" } else { "pinned" };
     let text = format!(

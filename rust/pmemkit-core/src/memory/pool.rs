@@ -121,6 +121,11 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// True where it must not move now.
+    pub fn is_held(&self) -> bool {
+        self.pins > 0 || self.fixed
+    }
+
     fn new(pieces: Vec<Piece>, asked: u64) -> Extent {
         Extent {
             frames: pieces.iter().map(|piece| piece.frames).sum(),

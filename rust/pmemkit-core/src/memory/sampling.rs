@@ -211,7 +211,7 @@ fn sample_of(state: &State, chosen: &Chosen, entries: &[u8]) -> Option<Sample> {
     let mut sample = Sample { at: chosen.at, frames: 0, used: 0, places: Vec::new(), held: false };
     for (extent, at, part) in state.pieces_at(chosen.at, end) {
         let extent = state.extents.get(&extent)?;
-        sample.held |= extent.pins > 0 || extent.fixed;
+        sample.held |= extent.is_held();
         sample.frames += part.frames;
         let first = ((at - chosen.at) / FRAME_SIZE) as usize * ENTRY;
         let bytes = entries.get(first..first + part.frames as usize * ENTRY)?;
