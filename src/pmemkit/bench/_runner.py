@@ -12,6 +12,7 @@ What this does not do: judge. Aims stand in the documentation, not here.
 
 import argparse
 import fnmatch
+import functools
 import json
 import os
 import platform
@@ -20,14 +21,15 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from pmemkit import _native
-from pmemkit.errors import InvalidArgument
+from pmemkit.errors import InvalidArgument, PmemError
 
-__all__ = ["Options", "Record", "Report", "alternate", "parse_options", "refuse_debug_build"]
+__all__ = ["Options", "Record", "Report", "alternate", "parse_options", "suite"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Options:
         return fnmatch.fnmatch(name, self.only) or self.only in name
 
 
-def refuse_debug_build() -> None:
+def _refuse_debug_build() -> None:
     """Raises :class:`InvalidArgument` unless the core was built to be measured."""
     if _native.BUILD_PROFILE != "release":
         raise InvalidArgument(
@@ -57,15 +59,31 @@ def refuse_debug_build() -> None:
         raise InvalidArgument("this build of the core has no page map: measure a plain one")
 
 
+def suite(main: Callable[P, None]) -> Callable[P, int]:
+    """What runs a suite: gives the exit status, that of the first error, which it prints."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            main(*arguments, **options)
+        except PmemError as failure:
+            print(f"pmem bench: {failure}", file=sys.stderr)
+            return failure.exit_code
+        return 0
+
+    return run
+
+
 def parse_options(
     suite: str,
     arguments: Sequence[str] | None,
     *,
     runs: int,
     seconds: float,
+    quick_seconds: float = 1.0,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[Options, argparse.Namespace]:
-    """Reads a suite's command line; ``--quick`` is one run of one second."""
+    """Reads a suite's command line; ``--quick`` is one run of ``quick_seconds``."""
     parser = argparse.ArgumentParser(prog=f"pmem bench {suite}")
     parser.add_argument("--quick", action="store_true", help="one short run of every case")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="cases by name")
@@ -80,7 +98,7 @@ def parse_options(
         only=found.only,
         quick=found.quick,
         runs=found.runs or (1 if found.quick else runs),
-        seconds=found.seconds or (1.0 if found.quick else seconds),
+        seconds=found.seconds or (quick_seconds if found.quick else seconds),
     )
     return options, found
 
@@ -113,11 +131,15 @@ def alternate(sides: Sequence[Callable[[], T]], runs: int) -> list[list[T]]:
 
 @dataclass
 class Report:
-    """The records of one suite, shown as they come and written at the end."""
+    """The records of one suite, shown as they come and written at the end. Making one raises
+    :class:`InvalidArgument` unless this build of the core is one to be measured."""
 
     options: Options
     records: list[Record] = field(default_factory=list)
     samples: list[dict[str, object]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _refuse_debug_build()
 
     def add(
         self,

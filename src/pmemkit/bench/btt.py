@@ -26,9 +26,8 @@ from pmemkit.bench._runner import (
     Report,
     alternate,
     parse_options,
-    refuse_debug_build,
+    suite,
 )
-from pmemkit.errors import PmemError
 from pmemkit.formats import btt
 
 if TYPE_CHECKING:
@@ -131,11 +130,10 @@ def _opening(report: Report) -> None:
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
-    options, _ = parse_options("btt", arguments, runs=7, seconds=0.5)
-    if options.quick:
-        options = Options(options.json_path, options.only, True, options.runs, 0.05)
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
+    options, _ = parse_options("btt", arguments, runs=7, seconds=0.5, quick_seconds=0.05)
     # Read by libpmemblk when it is loaded, which happens at the first measurement.
     os.environ["PMEM_IS_PMEM_FORCE"] = "1"
     try:
@@ -144,17 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as missing:
         print(f"left out: the comparison with libpmemblk: {missing}")
         peer = False
-    try:
-        refuse_debug_build()
-        report = Report(options)
-        for sector_size in _SECTOR_SIZES:
-            _measure(report, options, sector_size, peer)
-        _opening(report)
-        report.write([_LIBPMEMBLK])
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    report = Report(options)
+    for sector_size in _SECTOR_SIZES:
+        _measure(report, options, sector_size, peer)
+    _opening(report)
+    report.write([_LIBPMEMBLK])
 
 
 if __name__ == "__main__":

@@ -26,9 +26,8 @@ from pmemkit.bench._runner import (
     Report,
     alternate,
     parse_options,
-    refuse_debug_build,
+    suite,
 )
-from pmemkit.errors import PmemError
 from pmemkit.units import format_size
 
 __all__ = ["main"]
@@ -181,29 +180,24 @@ def _media_writes(report: Report, options: Options, trace: Any) -> None:
             report.add(name, "blocks", [ours], [uncached], "uncached", less_is_better=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
     options, found = parse_options("cache", arguments, runs=9, seconds=0.3, more=add_trace_option)
     traces = {
         name: synthetic(name, _SYNTHETIC_BLOCKS, _SYNTHETIC_USES)
         for name in ("zipf", "scan", "loop")
     }
-    try:
-        refuse_debug_build()
-        report = Report(options)
-        _hits(report, options)
-        if found.trace is None:
-            print("left out: cases with a recorded trace: name one with --trace or PMEMKIT_TRACE")
-        else:
-            traces = {"cloudphysics": read_csv(found.trace), **traces}
-        _ratios(report, options, traces)
-        if found.trace is not None:
-            _media_writes(report, options, traces["cloudphysics"])
-        report.write(["libcachesim"])
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    report = Report(options)
+    _hits(report, options)
+    if found.trace is None:
+        print("left out: cases with a recorded trace: name one with --trace or PMEMKIT_TRACE")
+    else:
+        traces = {"cloudphysics": read_csv(found.trace), **traces}
+    _ratios(report, options, traces)
+    if found.trace is not None:
+        _media_writes(report, options, traces["cloudphysics"])
+    report.write(["libcachesim"])
 
 
 if __name__ == "__main__":

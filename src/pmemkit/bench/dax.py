@@ -33,9 +33,8 @@ from pmemkit.bench._runner import (
     Report,
     alternate,
     parse_options,
-    refuse_debug_build,
+    suite,
 )
-from pmemkit.errors import PmemError
 from pmemkit.units import format_size
 
 __all__ = ["main"]
@@ -211,34 +210,28 @@ def _more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", type=Path, help="where the sparse image is made")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
     options, found = parse_options(
         "dax",
         arguments,
         runs=5,
         seconds=0.2,
+        quick_seconds=0.02,
         more=_more,
     )
-    if options.quick:
-        options = Options(options.json_path, options.only, True, options.runs, 0.02)
     # Read by libpmem when it is loaded, which happens at the first measurement.
     os.environ["PMEM_IS_PMEM_FORCE"] = "1"
-    try:
-        refuse_debug_build()
-        report = Report(options)
-        _core(report, options)
-        _from_python(report, options)
-        _sync(report, options)
-        with tempfile.TemporaryDirectory(dir=found.directory) as scratch:
-            _sparse(report, options, Path(scratch))
-        faults(report, options)
-        copying(report, options)
-        report.write([_LIBPMEM])
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    report = Report(options)
+    _core(report, options)
+    _from_python(report, options)
+    _sync(report, options)
+    with tempfile.TemporaryDirectory(dir=found.directory) as scratch:
+        _sparse(report, options, Path(scratch))
+    faults(report, options)
+    copying(report, options)
+    report.write([_LIBPMEM])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pmemkit.bench._arena import NOBODY, full_arena
-from pmemkit.bench._runner import Report, alternate, parse_options, refuse_debug_build
+from pmemkit.bench._runner import Report, alternate, parse_options, suite
 from pmemkit.bus import bus_record, listing, machine_of, observe
 from pmemkit.namespace.check_btt import check_btt
 from pmemkit.namespace.create import Wish, create, destroy
@@ -30,10 +30,10 @@ _OPERATIONS = ("create", "list", "read-labels", "destroy", "bytes written", "byt
 _SECTOR = 4096
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the suite."""
     options, _ = parse_options("formats", arguments, runs=5, seconds=1.0)
-    refuse_debug_build()
     report = Report(options)
     with tempfile.TemporaryDirectory(prefix="pmemkit-bench-") as scratch:
         if any(options.wanted(f"{name} 1 TiB") for name in _OPERATIONS):
@@ -41,7 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.wanted("check 512 GiB"):
         _check(report)
     report.write()
-    return 0
 
 
 # --- operations ----------------------------------------------------------------------------------

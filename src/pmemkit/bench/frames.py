@@ -26,9 +26,9 @@ from pmemkit.bench._runner import (
     Report,
     alternate,
     parse_options,
-    refuse_debug_build,
+    suite,
 )
-from pmemkit.errors import NotSupported, PmemError
+from pmemkit.errors import NotSupported
 
 if TYPE_CHECKING:
     from pmemkit._native.frames import Allocator
@@ -220,26 +220,21 @@ def _bill(report: Report) -> None:
     report.add("metadata, all", "bytes/frame", [whole], linux, "Linux", less_is_better=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, _ = parse_options("frames", arguments, runs=7, seconds=0.5)
-    try:
-        refuse_debug_build()
-        _reload_with_room(arguments)
-        peers = _peers()
-        report = Report(options)
-        _patterns(report, options, peers)
-        _opening(report)
-        _flushing(report)
-        _bill(report)
-        if importlib.util.find_spec(_ARRAYS):
-            importlib.import_module(_ARRAYS).measure(report)
-        report.write(peers.values())
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    _reload_with_room(arguments)
+    peers = _peers()
+    report = Report(options)
+    _patterns(report, options, peers)
+    _opening(report)
+    _flushing(report)
+    _bill(report)
+    if importlib.util.find_spec(_ARRAYS):
+        importlib.import_module(_ARRAYS).measure(report)
+    report.write(peers.values())
 
 
 if __name__ == "__main__":

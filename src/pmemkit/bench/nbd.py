@@ -28,9 +28,9 @@ from pmemkit.bench._runner import (
     Report,
     alternate,
     parse_options,
-    refuse_debug_build,
+    suite,
 )
-from pmemkit.errors import NotSupported, PmemError, SystemFailure
+from pmemkit.errors import NotSupported, SystemFailure
 from pmemkit.units import format_size, parse_size
 
 __all__ = ["Case", "Sample", "Server", "main"]
@@ -343,25 +343,20 @@ def _more(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
     options, found = parse_options("nbd", arguments, runs=3, seconds=3.0, more=_more)
     peers = () if options.quick else tuple(found.peers.split(","))
-    try:
-        refuse_debug_build()
-        versions = _check_programs()
-        report = Report(options)
-        print(f"{format_size(found.size)} populated, {options.runs} runs of {options.seconds:g} s")
-        with tempfile.TemporaryDirectory(prefix="pmemkit-bench-") as place:
-            _in_memory(report, Path(place), found.size, peers)
-            _through_a_buffer(report, Path(place), found.size)
-            _sectors(report, Path(place), found.size)
-            _on_disk(report, Path(place), found.size, found.disk)
-        report.write(versions)
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    versions = _check_programs()
+    report = Report(options)
+    print(f"{format_size(found.size)} populated, {options.runs} runs of {options.seconds:g} s")
+    with tempfile.TemporaryDirectory(prefix="pmemkit-bench-") as place:
+        _in_memory(report, Path(place), found.size, peers)
+        _through_a_buffer(report, Path(place), found.size)
+        _sectors(report, Path(place), found.size)
+        _on_disk(report, Path(place), found.size, found.disk)
+    report.write(versions)
 
 
 if __name__ == "__main__":

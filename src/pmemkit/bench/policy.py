@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pmemkit.bench._runner import Report as BenchReport
-from pmemkit.bench._runner import alternate, parse_options, refuse_debug_build
+from pmemkit.bench._runner import alternate, parse_options, suite
 from pmemkit.policy.model import (
     VERBS,
     Content,
@@ -37,10 +37,10 @@ _GIB: Final = 1 << 30
 _MODES: Final = ("raw", "sector", "fsdax", "devdax")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the suite."""
     options, _ = parse_options("policy", arguments, runs=9, seconds=1.0)
-    refuse_debug_build()
     report = BenchReport(options)
     machine, text = _machine(), _policy()
     described = json.dumps(as_plain(machine))
@@ -67,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ours, theirs = alternate([_timed(planning), _timed(peer)], options.runs)
             report.add(name, "ms", ours, theirs, peer_name, less_is_better=True)
     report.write()
-    return 0
 
 
 def _timed(work: Callable[[], object]) -> Callable[[], float]:

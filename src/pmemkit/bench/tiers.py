@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pmemkit.bench._blocks import add_trace_option, read_csv, synthetic
-from pmemkit.bench._runner import Options, Report, alternate, parse_options, refuse_debug_build
-from pmemkit.errors import PmemError
+from pmemkit.bench._runner import Options, Report, alternate, parse_options, suite
 from pmemkit.memory import MemoryPool, RegionSpec
 
 __all__ = ["main"]
@@ -150,24 +149,19 @@ def _cost(report: Report, options: Options, pages: Any) -> None:
         report.add("reads while sampling", "pages/s", ours, peer, "without")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the suite; the exit status is that of the first error."""
+@suite
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the suite."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, found = parse_options("tiers", arguments, runs=5, seconds=1.0, more=add_trace_option)
-    try:
-        refuse_debug_build()
-        report = Report(options)
-        zipf = _zipf()
-        streams = {"zipf": zipf}
-        if found.trace is not None:
-            streams["trace"] = _dense(read_csv(found.trace)["block"])
-        _streams(report, options, streams)
-        _cost(report, options, zipf)
-        report.write()
-    except PmemError as failure:
-        print(f"pmem bench: {failure}", file=sys.stderr)
-        return failure.exit_code
-    return 0
+    report = Report(options)
+    zipf = _zipf()
+    streams = {"zipf": zipf}
+    if found.trace is not None:
+        streams["trace"] = _dense(read_csv(found.trace)["block"])
+    _streams(report, options, streams)
+    _cost(report, options, zipf)
+    report.write()
 
 
 if __name__ == "__main__":
