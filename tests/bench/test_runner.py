@@ -6,12 +6,13 @@ import pytest
 
 from pmemkit import _native
 from pmemkit.bench import medium, nbd
-from pmemkit.bench._runner import Options, Report, alternate, parse_options, refuse_debug_build
+from pmemkit.bench._runner import Options, Report, alternate, parse_options
 from pmemkit.errors import InvalidArgument
 
 
 @pytest.fixture
-def options(tmp_path):
+def options(tmp_path, monkeypatch):
+    monkeypatch.setattr(_native, "BUILD_PROFILE", "release")
     return Options(tmp_path / "out" / "suite.json", only="*", quick=False, runs=3, seconds=1.0)
 
 
@@ -68,10 +69,10 @@ def test_a_debug_build_is_refused(suite, monkeypatch, tmp_path, capsys):
     assert not target.exists()
 
 
-def test_a_build_with_planted_faults_is_refused(monkeypatch):
+def test_a_build_with_planted_faults_is_refused(options, monkeypatch):
     monkeypatch.setattr(_native, "PLANTED_FAULTS", True)
     with pytest.raises(InvalidArgument, match="planted faults"):
-        refuse_debug_build()
+        Report(options)
 
 
 def test_quick_is_one_short_run_and_only_chooses_by_name():

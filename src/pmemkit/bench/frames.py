@@ -225,9 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the suite."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options, _ = parse_options("frames", arguments, runs=7, seconds=0.5)
+    report = Report(options)
     _reload_with_room(arguments)
     peers = _peers()
-    report = Report(options)
     _patterns(report, options, peers)
     _opening(report)
     _flushing(report)

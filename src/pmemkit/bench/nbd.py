@@ -348,8 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the suite."""
     options, found = parse_options("nbd", arguments, runs=3, seconds=3.0, more=_more)
     peers = () if options.quick else tuple(found.peers.split(","))
-    versions = _check_programs()
     report = Report(options)
+    versions = _check_programs()
     print(f"{format_size(found.size)} populated, {options.runs} runs of {options.seconds:g} s")
     with tempfile.TemporaryDirectory(prefix="pmemkit-bench-") as place:
         _in_memory(report, Path(place), found.size, peers)
